@@ -1,0 +1,45 @@
+"""The exceptions of lwdna. This module imports nothing of the package."""
+
+from __future__ import annotations
+
+
+class LwdnaError(Exception):
+    """Base class of every error that lwdna raises about a model, a graph or a result."""
+
+
+class CaptureError(LwdnaError):
+    """The model cannot be written as one static graph; quotes the source line that forbids it."""
+
+
+class UnsupportedModelError(LwdnaError):
+    """The model is in a state that cannot be worked on; says how to bring it into one that can."""
+
+
+class AnalysisError(LwdnaError):
+    """An operator contradicts its channel rule; names the node, the operator and the shapes."""
+
+
+class ResizeError(LwdnaError):
+    """A node of the resized graph disagrees with its predicted shape; names node and shapes."""
+
+
+class BudgetError(LwdnaError, ValueError):
+    """The budget cannot be met; carries the attainable range.
+
+    Attributes:
+        attainable: metric name -> (least, most) that the floors and the widening allow.
+    """
+
+    def __init__(
+        self, message: str, attainable: dict[str, tuple[int, int]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.attainable = attainable or {}
+
+
+class ScoringError(LwdnaError):
+    """The batch or the loss cannot score channels (wrong shape, empty, NaN, no gradient)."""
+
+
+class VerificationError(LwdnaError, AssertionError):
+    """An invariant does not hold; names the invariant, the tensor and the difference."""
