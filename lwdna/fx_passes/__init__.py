@@ -1,0 +1,1 @@
+"""The passes over torch.fx graphs. Nothing here imports ``lwdna.scoring``."""

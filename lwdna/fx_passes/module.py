@@ -1,0 +1,108 @@
+"""Module trees of captured networks: copies, containers, meta twins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+_PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONSTANTS = "_constants"
+
+
+class Container(nn.Module):
+    """Holds the children and parameters of a module whose ``forward`` was traced through.
+
+    It prints like the module it stands for; the code that used to be in its ``forward`` is in the
+    graph.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def _get_name(self) -> str:
+        return self._name
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Every parameter, buffer and plain tensor attribute in the tree."""
+    for child in module.modules():
+        yield from (p for p in child._parameters.values() if p is not None)
+        yield from (b for b in child._buffers.values() if b is not None)
+        yield from (v for v in vars(child).values() if isinstance(v, Tensor))
+
+
+def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
+    """Deep copy of a module tree in which every tensor ``t`` becomes ``replace(t)``.
+
+    Ties survive: a tensor met twice is replaced once. No tensor data is copied on the way.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in tensors_of(module):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _like(tensor, replace(tensor))
+    return copy.deepcopy(module, memo)
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new.detach(), requires_grad=old.requires_grad)
+    return new.detach()
+
+
+def meta_twin(module: nn.Module) -> Any:
+    """Deep copy on the meta device: the same structure and code, no data."""
+    return copy_with(module, lambda t: torch.empty_like(t, device="meta"))
+
+
+def detached_copy(module: nn.Module) -> Any:
+    """Deep copy that shares nothing with ``module`` and keeps its device, modes and flags."""
+    return copy_with(module, lambda t: t.detach().clone())
+
+
+def skeleton(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn.Module:
+    """The tree of ``module`` with containers in place of the modules that were traced through.
+
+    Leaves are taken over as they are (not copied); so are all parameters and buffers, used or
+    not, so that the state_dict keeps its keys and their order.
+    """
+    done: dict[nn.Module, nn.Module] = {}
+
+    def build(old: nn.Module, path: str) -> nn.Module:
+        if old in done:
+            return done[old]
+        if path and is_leaf(old, path):
+            done[old] = old
+            return old
+        new = type(old)() if type(old) in _PLAIN_CONTAINERS else Container(old._get_name())
+        done[old] = new
+        new.training = old.training
+        new._parameters.update(old._parameters)
+        for name, buffer in old._buffers.items():
+            new.register_buffer(name, buffer, name not in old._non_persistent_buffers_set)
+        for name, value in vars(old).items():
+            if isinstance(value, Tensor):
+                new.register_buffer(name, value, persistent=False)
+        for name, child in old._modules.items():
+            new._modules[name] = (
+                None if child is None else build(child, f"{path}.{name}" if path else name)
+            )
+        return new
+
+    return build(module, "")
+
+
+def assemble(root: nn.Module, graph: Graph, name: str) -> GraphModule:
+    """A GraphModule over the whole tree of ``root``, not only over what the graph calls."""
+    gm = GraphModule(root, graph, class_name=name)
+    gm._parameters = root._parameters
+    gm._buffers = root._buffers
+    gm._modules = root._modules
+    gm._non_persistent_buffers_set = root._non_persistent_buffers_set
+    gm.training = root.training
+    return gm

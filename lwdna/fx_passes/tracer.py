@@ -1,0 +1,355 @@
+"""A torch.fx tracer whose proxies know a meta-tensor *hint* of their value.
+
+``x.shape`` gives integers that stay symbolic in the graph while Python control flow is resolved
+from the hint; factories (``torch.arange`` ...) are recorded even when no proxy reaches them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.fx import Node, Proxy
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_any, tree_map, tree_map_only
+
+from lwdna.errors import CaptureError
+
+_FACTORY_NAMES = (
+    "arange bartlett_window blackman_window empty eye full hamming_window hann_window linspace"
+    " logspace ones rand randint randn randperm tensor tril_indices triu_indices zeros"
+)
+_FACTORIES = {getattr(torch, name): name for name in _FACTORY_NAMES.split()}
+_SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
+_INVARIANT = ("ndim", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout", "names")
+_OPAQUE = object()
+
+
+def source_line() -> str:
+    """The innermost frame of the model's own code, as ``file:line: text``."""
+    for frame in reversed(traceback.extract_stack()):
+        inside = ("/torch/", "/lwdna/fx_passes/", "<eval_with_key>")
+        if not any(part in frame.filename.replace("\\", "/") for part in inside):
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return "(unknown source line)"
+
+
+class HintedProxy(Proxy):
+    """A proxy with the value it would have on meta tensors."""
+
+    hint: Any
+
+    def __init__(self, node: Node, tracer: HintedTracer, hint: Any = _OPAQUE) -> None:
+        super().__init__(node, tracer)
+        self.hint = hint
+
+    @property
+    def __class__(self) -> type:  # isinstance(proxy, Tensor | int | tuple) answers for the value
+        return type(self.__dict__.get("hint"))
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("a proxy's class follows its hint")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.hint, name)
+        if callable(value) and not isinstance(value, Tensor):
+            if name == "dim" and isinstance(self.hint, Tensor):
+                return value
+            return _BoundMethod(self, name)
+        if name in _INVARIANT and isinstance(self.hint, Tensor):
+            return value
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def _concrete(self, what: str) -> Any:
+        if isinstance(self.hint, Tensor):
+            raise CaptureError(
+                f"{what} of a tensor's values decides the control flow at {source_line()}. The "
+                "network is not one static graph; take the decision from shapes or attributes, "
+                "or move it out of the model."
+            )
+        return self.hint
+
+    def __bool__(self) -> bool:
+        return bool(self._concrete("the truth"))
+
+    def __index__(self) -> int:
+        return operator.index(self._concrete("an index"))
+
+    def __int__(self) -> int:
+        return int(self._concrete("the integer"))
+
+    def __float__(self) -> float:
+        return float(self._concrete("the float"))
+
+    def __len__(self) -> int:
+        return len(self.hint)
+
+    def __contains__(self, item: Any) -> bool:
+        return any(bool(entry == item) for entry in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.hint, dict):
+            return iter(self.hint)
+        return iter([self[i] for i in range(len(self.hint))])
+
+    def keys(self) -> Any:
+        return self.hint.keys()
+
+    def values(self) -> Any:
+        return [self[key] for key in self.hint]
+
+    def items(self) -> Any:
+        return [(key, self[key]) for key in self.hint]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __format__(self, spec: str) -> str:
+        return format(self.hint if not isinstance(self.hint, Tensor) else repr(self), spec)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        arguments = (self,) if digits is None else (self, digits)
+        return self.tracer.create_proxy("call_function", round, arguments, {})
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __trunc__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
+
+
+def _in_place(name: str) -> Callable[[HintedProxy, Any], Any]:
+    function = getattr(operator, name)
+
+    def method(self: HintedProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(HintedProxy, f"__{_name}__", _in_place(_name))
+
+
+class _BoundMethod:
+    """A method of a hinted value, recorded when called."""
+
+    def __init__(self, owner: HintedProxy, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.owner.tracer.create_proxy(
+            "call_method", self.name, (self.owner, *args), kwargs
+        )
+
+
+class _Recorder(TorchFunctionMode):
+    """Sends every torch function that sees a proxy, and every factory, to the tracer."""
+
+    def __init__(self, tracer: HintedTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.evaluating:
+            return func(*args, **kwargs)
+        if func not in _FACTORIES and not tree_any(_is_proxy, (args, kwargs)):
+            return func(*args, **kwargs)
+        if torch.overrides.is_tensor_method_or_property(func):
+            name = func.__name__
+            if name == "__get__":  # a property reached through the class
+                return getattr(args[0], func.__self__.__name__)
+            return self.tracer.create_proxy("call_method", name, args, kwargs)
+        return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+
+def _is_proxy(value: Any) -> bool:
+    return type(value) is HintedProxy
+
+
+class HintedTracer(torch.fx.Tracer):
+    """Traces down to torch.nn, with hints.
+
+    Args:
+        hints: one hint per placeholder, in order (meta tensors or plain values).
+        leaf_types: module types outside torch.nn that are not traced through, because their
+            behaviour depends on ``training``.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, hints: tuple[Any, ...], leaf_types: frozenset[type]) -> None:
+        super().__init__()
+        self._placeholder_hints = list(hints)
+        self.leaf_types = leaf_types
+        self.evaluating = False
+        self.entered: set[str] = set()  # paths of the modules that were called
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch.nn modules, batch norms with their own forward, and the given leaf types."""
+        return (
+            type(m) in self.leaf_types
+            or isinstance(m, nn.modules.batchnorm._NormBase)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
+        """Trace with factories patched and recorded; see :class:`torch.fx.Tracer`."""
+        named = (*root.named_parameters(), *root.named_buffers())
+        self._names = {id(tensor): name for name, tensor in reversed(named)}
+        self._tensors = dict(named)
+        with _size_arguments(), _Recorder(self), torch.no_grad():
+            return super().trace(root, concrete_args)
+
+    def proxy(self, node: Node) -> Proxy:
+        return HintedProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is HintedProxy:
+            return a.node
+        if isinstance(a, Tensor) and id(a) in self._names:
+            return self.create_node("get_attr", self._names[id(a)], (), {})
+        return super().create_arg(a)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        self._forward = forward
+        self.entered.add(self.path_of_module(m))
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        name = None if self.evaluating else self._names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Any = None,
+    ) -> Any:
+        """Record the node, then evaluate it on the hints of its arguments.
+
+        Functions of the model's own that were marked by ``torch.fx.wrap`` are traced through: an
+        opaque function could only freeze the channels it sees.
+        """
+        if kind == "call_function" and _is_model_code(target):
+            return target(*args, **kwargs)
+        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr)
+        node = proxy.node
+        node.meta["module"] = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+        proxy.hint = self._evaluate(node, kind, target, args, kwargs)
+        return proxy
+
+    def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "placeholder":
+            if self._placeholder_hints:
+                return self._placeholder_hints.pop(0)
+            if args:
+                return args[0]  # the default of an argument that was not given
+            raise CaptureError(
+                f"forward() needs an argument {target!r} that the example inputs do not give"
+            )
+        if kind == "get_attr":
+            return _to_meta(self._tensors[target])
+        args, kwargs = _hints(args), _hints(kwargs)
+        self.evaluating = True
+        try:
+            if kind == "call_module":
+                result = self._forward(*args, **kwargs)
+            elif kind == "call_method":
+                result = getattr(args[0], target)(*args[1:], **kwargs)
+            else:
+                result = target(*args, **kwargs)
+        except CaptureError:
+            raise
+        except Exception as e:
+            raise CaptureError(
+                f"{node.format_node()} cannot be evaluated on meta tensors at {source_line()}: "
+                f"{type(e).__name__}: {e}. If it reads a tensor's values, the network is not one "
+                "static graph; otherwise check the example input."
+            ) from e
+        finally:
+            self.evaluating = False
+        return tree_map_only(Tensor, _to_meta, result)
+
+
+def _is_model_code(target: Any) -> bool:
+    module = getattr(target, "__module__", None) or ""
+    return isinstance(target, FunctionType) and module.split(".")[0] not in ("torch", "math")
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.device.type != "meta":
+        return torch.empty_like(value, device="meta")
+    return value
+
+
+def _hints(tree: Any) -> Any:
+    def hint(value: Any) -> Any:
+        if isinstance(value, slice):
+            return slice(*(hint(v) for v in (value.start, value.stop, value.step)))
+        if _is_proxy(value):
+            return value.hint
+        return _to_meta(value)
+
+    return tree_map(hint, tree)
+
+
+@contextmanager
+def _size_arguments() -> Iterator[None]:
+    """Let ``torch.zeros(a, b)`` take proxies: their C++ parser wants ``torch.zeros((a, b))``."""
+
+    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def factory(*size: Any, **kwargs: Any) -> Any:
+            if len(size) > 1 or (size and _is_proxy(size[0]) and isinstance(size[0], int)):
+                size = (size,)
+            return original(*size, **kwargs)
+
+        return factory
+
+    originals = {name: getattr(torch, name) for name in _SIZE_FACTORIES}
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, patched(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
+
+
+def forward_arguments(model: nn.Module) -> list[str]:
+    """Names of the positional arguments of ``model.forward``."""
+    return [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
