@@ -1,0 +1,286 @@
+"""Analyse: GraphModule -> ChannelGraph, by running the graph once on meta tensors.
+
+A dispatch mode sees every ATen operator below autograd. Composite operators decompose by
+themselves; each primitive one follows its channel rule (``rules/``); an operator without a rule
+freezes what touches it, and the reason is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
+from lwdna.cost import Term, TermKind
+from lwdna.errors import AnalysisError
+from lwdna.fx_passes import modules
+from lwdna.fx_passes.module import meta_twin
+from lwdna.fx_passes.rules import OpCall, rule_for
+from lwdna.graph import ChannelGraph, TensorChannels, WeightRole, build_graph
+
+_OPAQUE_FUNCTIONS = {torch.nn.functional.multi_head_attention_forward}
+
+
+class ChannelMode(TorchDispatchMode):
+    """Follows channel vectors through every operator; implements ``rules.registry.Recorder``.
+
+    Args:
+        root: the module whose parameters and buffers open slots, on the device the graph runs on.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.space = ChannelSpace()
+        self.node = ""
+        self.terms: list[Term] = []
+        self.facts: dict[str, dict[str, Vector]] = {}
+        self.roles: dict[str, WeightRole] = {}
+        self.tensors: dict[str, Vectors] = {}
+        self._names = {id(t): n for n, t in (*root.named_parameters(), *root.named_buffers())}
+        self._buffers = {name for name, _ in root.named_buffers()}
+        # The tensor is kept with its vectors: an id is only unique while its object lives.
+        self._known: dict[int, tuple[Tensor, Vectors]] = {}
+        self._origins: dict[int, str] = {id(t): n for n, t in root.named_parameters()}
+
+    def vectors(self, tensor: Tensor) -> Vectors:
+        """Channel vectors of a tensor; those of a parameter are opened when it is first met."""
+        found = self._known.get(id(tensor))
+        if found is None:
+            found = (tensor, self._open(tensor))
+            self._known[id(tensor)] = found
+        return found[1]
+
+    def _open(self, tensor: Tensor) -> Vectors:
+        name = self._names.get(id(tensor))
+        if name is None or not tensor.is_floating_point():
+            return (None,) * tensor.dim()
+        kind: Any = "buffer" if name in self._buffers else "parameter"
+        opened = tuple(
+            self.space.fresh(n, Slot(name, d, kind)) if n > 1 else None
+            for d, n in enumerate(tensor.shape)
+        )
+        self.tensors[name] = opened
+        return opened
+
+    def set_vectors(self, tensor: Tensor, vectors: Vectors) -> None:
+        """Set the vectors of an operator's result, checked against its shape."""
+        fits = len(vectors) == tensor.dim() and all(
+            v is None or len(v) == n for v, n in zip(vectors, tensor.shape, strict=True)
+        )
+        if not fits:
+            lengths = [None if v is None else len(v) for v in vectors]
+            raise AnalysisError(
+                f"node {self.node!r}: the rule gives vectors of lengths {lengths} for a result of "
+                f"shape {tuple(tensor.shape)}; the rule of this operator is wrong"
+            )
+        self._known[id(tensor)] = (tensor, vectors)
+
+    def origin(self, tensor: Tensor) -> str | None:
+        """Name of the parameter a tensor is computed from, if it depends on no activation."""
+        return self._origins.get(id(tensor))
+
+    def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None:
+        """Record a cost term of the current node."""
+        self.terms.append(
+            Term(kind, coefficient, tuple(v for v in vectors if v is not None), self.node)
+        )
+
+    def add_fact(self, key: str, vector: Vector) -> None:
+        """Record an operator quantity that is the length of a vector."""
+        self.facts.setdefault(self.node, {})[key] = vector
+
+    def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int, out: Tensor) -> None:
+        """Record which dimensions of the parameter behind ``weight`` are outputs and inputs."""
+        name = self.origin(weight)
+        if name is None or len(self.tensors.get(name, ())) != weight.dim():
+            return
+        if self.vectors(weight)[out_dim] is not self.tensors[name][out_dim]:
+            out_dim, in_dim = in_dim, out_dim  # reached through a transpose
+        self.roles.setdefault(name, WeightRole(out_dim, in_dim, kernel))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        rule = rule_for(func)
+        if rule is None:
+            with self:
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        op = OpCall(func, args, kwargs, func(*args, **kwargs), self)
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if rule is None:
+            _freeze_unknown(op, inputs)
+        else:
+            rule(op, *args, **kwargs)
+        self._pass_origin(inputs, op.out)
+        return self.finish(op)
+
+    def finish(self, op: OpCall) -> Any:
+        """Result of an operator; a masked run replaces it (see ``verify``)."""
+        return op.out
+
+    def _pass_origin(self, inputs: list[Tensor], out: Any) -> None:
+        names = [self._origins.get(id(t)) for t in inputs]
+        if not inputs or any(name is None for name in names):
+            return
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                self._origins.setdefault(id(t), next(n for n in names if n is not None))
+
+
+def _freeze_unknown(op: OpCall, inputs: list[Tensor]) -> None:
+    for t in inputs:
+        op.freeze_all(t, f"operator {op.func} has no channel rule")
+    for t in tree_leaves(op.out):
+        if isinstance(t, Tensor):
+            op.give((None,) * t.dim(), t)
+
+
+class ChannelInterpreter(torch.fx.Interpreter):
+    """Runs a graph under a :class:`ChannelMode` and notes what every node returns."""
+
+    def __init__(self, gm: GraphModule, mode: ChannelMode) -> None:
+        super().__init__(gm)
+        self.mode = mode
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node and record shapes and vectors of its result."""
+        self.mode.node = n.name
+        result = super().run_node(n)
+        if n.op == "placeholder" and isinstance(result, Tensor) and result.dim() > 1:
+            self._open_input(n, result)
+        if n.op == "call_module":
+            self._module_constraints(n, result)
+        if n.op == "output" or n.target in _OPAQUE_FUNCTIONS:
+            reason = "network output" if n.op == "output" else f"{n.target.__name__} is opaque"  # type: ignore[union-attr]
+            touched = (self.args_of(n), result)
+            self._freeze(touched, reason)
+        self.values[n.name] = tree_map(self._channels, result)
+        return result
+
+    def args_of(self, n: Node) -> Any:
+        """Evaluated arguments of a node."""
+        return self.fetch_args_kwargs_from_env(n)
+
+    def _open_input(self, n: Node, x: Tensor) -> None:
+        if x.shape[1] > 1:
+            ids = self.mode.space.fresh(x.shape[1], Slot(n.name, 1, "input"))
+            self.mode.space.freeze(ids, "network input", n.name)
+            self.mode.set_vectors(x, (None, ids, *(None,) * (x.dim() - 2)))
+
+    def _module_constraints(self, n: Node, result: Any) -> None:
+        module = self.fetch_attr(str(n.target))
+        modules.couple_hidden(module, str(n.target), self.mode.space, self.mode.vectors, n.name)
+        reason = modules.unsupported(module)
+        if reason is not None:
+            self._freeze((self.args_of(n), result, list(module.parameters()), list(module.buffers())), reason)
+
+    def _freeze(self, tree: Any, reason: str) -> None:
+        for t in tree_leaves(tree):
+            if isinstance(t, Tensor):
+                for v in self.mode.vectors(t):
+                    self.mode.space.freeze(v, reason, self.mode.node)
+
+    def _channels(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return TensorChannels(tuple(value.shape), self.mode.vectors(value))
+        return value
+
+
+def single_batch(example_inputs: Any) -> tuple[Any, ...]:
+    """The first sample of every input, on the meta device."""
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+    def first(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.empty_like(value[:1] if value.dim() else value, device="meta")
+        return value
+
+    return tuple(tree_map(first, value) for value in inputs)
+
+
+def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") -> ChannelGraph:
+    """Find the channel units, groups, couplings and costs of a captured network.
+
+    Args:
+        gm: a captured network (see :func:`lwdna.capture`); it is not changed.
+        example_inputs: a tensor or a tuple of ``forward``'s arguments. Only shapes and dtypes
+            matter; costs are for batch size 1 at this resolution.
+        policy: which axis of a choice point may change; see
+            :func:`lwdna.channels.choose_axis`.
+
+    Returns:
+        The channel graph.
+
+    Raises:
+        AnalysisError: an operator's result contradicts its rule.
+
+    Source: DESIGN "Analyse"; torch.utils._python_dispatch.
+    """
+    twin = meta_twin(gm).eval()
+    mode = ChannelMode(twin)
+    interpreter = ChannelInterpreter(twin, mode)
+    relus = _watch_relus(twin, mode)
+    with torch.inference_mode(), mode:
+        interpreter.run(*single_batch(example_inputs))
+    for out in relus.values():
+        fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
+        mode.node = ""
+        mode.add_term("relu", fixed, out.vectors)
+    mode.space.resolve(policy)
+    _param_terms(mode, twin)
+    return build_graph(
+        mode.space,
+        mode.tensors,
+        mode._buffers,
+        mode.terms,
+        interpreter.values,
+        mode.facts,
+        _with_classifiers(mode),
+    )
+
+
+def _watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]:
+    """Every ReLU object's last output, for the paper's counter."""
+    last: dict[int, TensorChannels] = {}
+
+    def hook(module: nn.Module) -> Callable[..., None]:
+        def note(_m: nn.Module, _args: Any, out: Tensor) -> None:
+            last[id(module)] = TensorChannels(tuple(out.shape), mode.vectors(out))
+
+        return note
+
+    for module in root.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(hook(module))
+    return last
+
+
+def _param_terms(mode: ChannelMode, root: nn.Module) -> None:
+    for name, p in root.named_parameters():
+        vectors = mode.tensors.get(name, (None,) * p.dim())
+        mode.node = name
+        fixed = prod(n for n, v in zip(p.shape, vectors, strict=True) if v is None)
+        mode.add_term("params", fixed, vectors)
+
+
+def _with_classifiers(mode: ChannelMode) -> dict[str, WeightRole]:
+    outputs = [f.ids for f in mode.space.freezes if f.reason == "network output"]
+    roots = {int(r) for ids in outputs for r in mode.space.find(ids)}
+    result = {}
+    for name, role in mode.roles.items():
+        out = mode.tensors[name][role.out_dim]
+        final = out is not None and {int(r) for r in mode.space.find(out)} <= roots
+        result[name] = WeightRole(role.out_dim, role.in_dim, role.kernel, final)
+    return result

@@ -1,0 +1,118 @@
+"""What torch.nn modules keep in attributes about their widths, and how to bring it up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lwdna.channels import ChannelSpace, Vectors
+
+Resizer = Callable[[Any, Mapping[str, int], tuple[int, ...]], None]
+_RESIZERS: dict[type, Resizer] = {}
+
+
+def resizes(*types: type) -> Callable[[Resizer], Resizer]:
+    """Register how modules of ``types`` (and subclasses) take note of their new tensors.
+
+    The function is called as ``f(module, facts, out_shape)``: the module already holds the new
+    parameters; ``facts`` are operator quantities that changed (``"groups"`` ...).
+    """
+
+    def register(function: Resizer) -> Resizer:
+        for t in types:
+            if t in _RESIZERS:
+                raise ValueError(f"{t.__name__} already has a resizer")
+            _RESIZERS[t] = function
+        return function
+
+    return register
+
+
+def _resizer(module: nn.Module) -> Resizer | None:
+    return next((_RESIZERS[t] for t in type(module).__mro__ if t in _RESIZERS), None)
+
+
+def unsupported(module: nn.Module) -> str | None:
+    """Why a leaf module cannot be resized, or None if it can."""
+    for child in module.modules():
+        holds = any(p is not None for p in (*child._parameters.values(), *child._buffers.values()))
+        if holds and _resizer(child) is None:
+            return f"module type {type(child).__name__} has no resize rule"
+        if isinstance(child, nn.RNNBase) and getattr(child, "proj_size", 0):
+            return "an LSTM with projections has no resize rule"
+    return None
+
+
+def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    """Bring the width attributes of a leaf module up to date with its tensors."""
+    for child in module.modules():
+        resizer = _resizer(child)
+        if resizer is not None:
+            resizer(child, facts, out_shape)
+
+
+def couple_hidden(module: nn.Module, path: str, space: ChannelSpace, vectors: Callable[[Any], Vectors], node: str) -> None:
+    """All layers and directions of a recurrent module share one ``hidden_size``."""
+    if isinstance(module, nn.RNNBase):
+        hidden = [
+            vectors(p)[1] for name, p in module.named_parameters() if name.startswith("weight_hh")
+        ]
+        for other in hidden[1:]:
+            space.couple(hidden[0], other, node, "hidden_size")
+
+
+@resizes(nn.modules.conv._ConvNd)
+def _conv(m: nn.modules.conv._ConvNd, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.groups = facts.get("groups", m.groups)
+    first, second = m.weight.shape[:2]
+    if m.transposed:
+        m.in_channels, m.out_channels = first, second * m.groups
+    else:
+        m.in_channels, m.out_channels = second * m.groups, first
+
+
+@resizes(nn.Linear)
+def _linear(m: nn.Linear, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.out_features, m.in_features = m.weight.shape
+
+
+@resizes(nn.modules.batchnorm._NormBase)
+def _norm_base(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    known = next((t for t in (m.weight, m.running_mean) if t is not None), None)
+    m.num_features = out_shape[1] if known is None else len(known)
+
+
+@resizes(nn.LayerNorm, nn.RMSNorm)
+def _layer_norm(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.normalized_shape = tuple(out_shape[len(out_shape) - len(m.normalized_shape) :])
+
+
+@resizes(nn.GroupNorm)
+def _group_norm(m: nn.GroupNorm, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.num_channels = out_shape[1]
+    m.num_groups = facts.get("num_groups", m.num_groups)
+
+
+@resizes(nn.PReLU)
+def _prelu(m: nn.PReLU, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.num_parameters = m.weight.numel()
+
+
+@resizes(nn.Embedding)
+def _embedding(m: nn.Embedding, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.num_embeddings, m.embedding_dim = m.weight.shape
+
+
+@resizes(nn.RNNBase)
+def _recurrent(m: nn.RNNBase, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.input_size = m.weight_ih_l0.shape[1]
+    m.hidden_size = m.weight_hh_l0.shape[1]
+
+
+@resizes(nn.Unflatten)
+def _unflatten(m: nn.Unflatten, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    if isinstance(m.dim, int):
+        start = m.dim % (len(out_shape) - len(m.unflattened_size) + 1)
+        m.unflattened_size = tuple(out_shape[start : start + len(m.unflattened_size)])

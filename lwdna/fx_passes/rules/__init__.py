@@ -1,0 +1,14 @@
+"""Channel rules of the ATen operators, one file per family."""
+
+from lwdna.fx_passes.rules import (  # noqa: F401  (importing registers the rules)
+    contraction,
+    indexing,
+    movement,
+    normalisation,
+    pointwise,
+    reduction,
+    resampling,
+)
+from lwdna.fx_passes.rules.registry import OpCall, registered, rule_for
+
+__all__ = ["OpCall", "registered", "rule_for"]

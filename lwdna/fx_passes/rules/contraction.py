@@ -1,0 +1,180 @@
+"""Convolutions and matrix products: the operators that cost MACs."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwdna.channels import Slot, Vector
+from lwdna.fx_passes.rules.registry import OpCall, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.convolution)
+def convolution(
+    op: OpCall,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> None:
+    """Any convolution: plain, grouped, depthwise, transposed; weights may be computed."""
+    batch, channels, *spatial = op.vec(x)
+    w_first, w_second, *kernel = op.vec(weight)
+    for v in kernel:
+        op.freeze(v, "kernel position")
+    carried = tuple(_along(op, x, d + 2, v) for d, v in enumerate(spatial))
+    # (in, out/g, ...) transposed, (out, in/g, ...) otherwise: one side is whole, one is per group.
+    whole_in, whole_out = (w_first, None) if transposed else (None, w_first)
+    out_channels = op.out.shape[1]
+    if groups == 1:
+        op.couple(channels, whole_in if transposed else w_second)
+        out = w_second if transposed else whole_out
+    else:
+        if transposed:
+            op.couple(channels, whole_in)
+            channels = whole_in if channels is None else channels
+            out = op.space.fresh(out_channels, Slot(op.node, 1, "axis"))
+        else:
+            out = whole_out
+        out = _grouped(op, groups, channels, x.shape[1], out, out_channels, w_second, transposed)
+    if bias is not None:
+        op.couple(out, op.vec(bias)[0])
+    op.give((batch, out if out_channels > 1 else None, *carried))
+    op.mix(x, 1, "zero")
+    taps = prod(weight.shape[2:])
+    positions = x if transposed else op.out
+    op.recorder.add_term(
+        "conv",
+        taps * prod(n for n, v in zip(positions.shape[2:], op.vec(positions)[2:], strict=True) if v is None)
+        * (weight.shape[0] if w_first is None else 1)
+        * (weight.shape[1] if w_second is None else 1)
+        * (positions.shape[0] if batch is None else 1),
+        (batch, w_first, w_second, *op.vec(positions)[2:]),
+    )
+    op.recorder.add_role(weight, int(transposed), int(not transposed), taps, op.out)
+
+
+def _along(op: OpCall, x: Tensor, dim: int, vector: Vector) -> Vector:
+    """Channels that lie along a spatial dimension (ECA): kept if positions map one to one."""
+    if vector is None:
+        return None
+    if op.out.shape[dim] != x.shape[dim]:
+        op.freeze(vector, "a convolution slides along the channels and changes their number")
+        return None
+    op.mix(x, dim, "kept")
+    return vector
+
+
+def _grouped(
+    op: OpCall,
+    groups: int,
+    channels: Vector,
+    n_in: int,
+    out: Vector,
+    n_out: int,
+    per_group: Vector,
+    transposed: bool,
+) -> Vector:
+    """Whole groups, or the same positions in every group: a choice point on both sides."""
+    in_group, in_width = op.space.split(channels, (groups, n_in // groups), op.node)
+    out_group, out_width = op.space.split(out, (groups, n_out // groups), op.node)
+    op.couple(in_group, out_group)
+    op.couple(out_width if transposed else in_width, per_group)
+    op.recorder.add_fact("groups", in_group)
+    return out
+
+
+@rule(aten.linear)
+def linear(op: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """x (..., in) · weight (out, in)ᵀ + bias (out)."""
+    *lead, channels = op.vec(x)
+    out, features = op.vec(weight)
+    op.couple(channels, features)
+    if bias is not None:
+        op.couple(out, op.vec(bias)[0])
+    op.give((*lead, out))
+    op.mix(x, x.dim() - 1, "zero")
+    _product(op, "linear", (*x.shape, weight.shape[0]), (*lead, channels, out))
+    op.recorder.add_role(weight, 0, 1, 1, op.out)
+
+
+def _product(op: OpCall, kind: Any, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
+    fixed = prod(n for n, v in zip(sizes, vectors, strict=True) if v is None)
+    op.recorder.add_term(kind, fixed, vectors)
+
+
+@rule(aten.mm, aten.bmm)
+def matmul(op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
+    """(..., n, k) · (..., k, m)."""
+    *batch_a, rows, inner_a = op.vec(a)
+    *batch_b, inner_b, columns = op.vec(b)
+    for v, w in zip((*batch_a, inner_a), (*batch_b, inner_b), strict=True):
+        op.couple(v, w)
+    out = (*batch_a, rows, columns)
+    if bias is not None:
+        for k, v in enumerate(reversed(op.vec(bias)), 1):
+            if bias.shape[-k] > 1:
+                op.couple(out[-k], v)
+    op.give(out)
+    op.mix(a, a.dim() - 1, "zero")
+    op.mix(b, b.dim() - 2, "zero")
+    kind = "linear" if a.dim() == 2 else "matmul"
+    _product(op, kind, (*a.shape, b.shape[-1]), (*op.vec(a), columns))
+    if a.dim() == 2:
+        op.recorder.add_role(b, 1, 0, 1, op.out)
+
+
+@rule(aten.addmm, aten.baddbmm)
+def matmul_with_bias(op: OpCall, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+    """bias + a · b."""
+    matmul(op, a, b, bias)
+
+
+@rule(aten.scaled_dot_product_attention)
+def attention(
+    op: OpCall,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> None:
+    """softmax(q (..., L, E) · k (..., S, E)ᵀ · scale + mask) · v (..., S, Ev).
+
+    The scale stays what it is for the original E: removing entries of E removes products, it does
+    not rescale the others.
+    """
+    *batch, queries, width = op.vec(query)
+    *batch_k, keys, width_k = op.vec(key)
+    *batch_v, keys_v, out = op.vec(value)
+    if enable_gqa:
+        for v in (batch[-1], batch_k[-1], batch_v[-1]):
+            op.freeze(v, "grouped-query heads")
+    for v, w in zip((*batch, *batch, width, keys), (*batch_k, *batch_v, width_k, keys_v), strict=True):
+        op.couple(v, w)
+    op.freeze(keys, "attention positions")
+    if attn_mask is not None:
+        target = (*batch, queries, keys)
+        for k, v in enumerate(reversed(op.vec(attn_mask)), 1):
+            if attn_mask.shape[-k] > 1:
+                op.couple(target[-k], v)
+    op.give((*batch, queries, out))
+    op.mix(query, query.dim() - 1, "zero")
+    lead = tuple(op.out.shape[:-1])
+    sizes = (*lead, key.shape[-2])
+    _product(op, "matmul", (*sizes, query.shape[-1]), (*batch, queries, None, width))
+    _product(op, "matmul", (*sizes, value.shape[-1]), (*batch, queries, None, out))

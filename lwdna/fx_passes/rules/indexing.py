@@ -1,0 +1,50 @@
+"""Look-ups: what is addressed by an index is fixed, the rest passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwdna.fx_passes.rules.registry import OpCall, dim_of, rule
+
+aten = torch.ops.aten
+_ADDRESSED = "its entries are addressed by an index"
+
+
+@rule(aten.index)
+def index(op: OpCall, x: Tensor, indices: Sequence[Tensor | None]) -> None:
+    """Advanced indexing: the indexed dimensions are replaced by the index's own."""
+    addressed = [d for d, i in enumerate(indices) if i is not None]
+    vectors = op.vec(x)
+    for d in addressed:
+        op.freeze(vectors[d], _ADDRESSED)
+    for i in indices:
+        if i is not None:
+            op.freeze_all(i, "positions")
+    rest = [v for d, v in enumerate(vectors) if d not in addressed]
+    rank = op.out.dim() - len(rest)
+    adjacent = addressed == list(range(addressed[0], addressed[-1] + 1))
+    at = addressed[0] if adjacent else 0
+    op.give((*rest[:at], *(None,) * rank, *rest[at:]))
+
+
+@rule(aten.index_select)
+def index_select(op: OpCall, x: Tensor, dim: int, index: Tensor) -> None:
+    """One dimension is addressed."""
+    dim = dim_of(dim, x.dim())
+    vectors = list(op.vec(x))
+    op.freeze(vectors[dim], _ADDRESSED)
+    vectors[dim] = None
+    op.give(tuple(vectors))
+
+
+@rule(aten.embedding)
+def embedding(op: OpCall, weight: Tensor, indices: Tensor, *_: Any) -> None:
+    """Rows are addressed, columns are channels."""
+    rows, columns = op.vec(weight)
+    op.freeze(rows, _ADDRESSED)
+    op.freeze_all(indices, "positions")
+    op.give((*(None,) * indices.dim(), columns))

@@ -1,0 +1,144 @@
+"""The registry of channel rules, and what a rule sees of one operator call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
+
+from lwdna.channels import ChannelSpace, Ids, Slot, Vector, Vectors
+from lwdna.cost import TermKind
+
+
+class Recorder(Protocol):
+    """What the analysis offers to a rule; see ``analyse.Analysis``."""
+
+    space: ChannelSpace
+    node: str
+
+    def vectors(self, tensor: Tensor) -> Vectors: ...
+    def set_vectors(self, tensor: Tensor, vectors: Vectors) -> None: ...
+    def origin(self, tensor: Tensor) -> str | None: ...
+    def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None: ...
+    def add_fact(self, key: str, vector: Vector) -> None: ...
+    def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int, out: Tensor) -> None: ...
+
+
+@dataclass
+class Mixing:
+    """An operator that mixes channels: what removing some of them means for it.
+
+    ``how`` is ``"zero"`` (the removed entries count as 0), ``"-inf"`` (they lose every maximum and
+    get no softmax weight) or ``"kept"`` (the operator sees the kept entries only; ``restrict``
+    rewrites its arguments given the kept indices).
+    """
+
+    tensor: Tensor
+    dim: int
+    how: str
+
+
+@dataclass
+class OpCall:
+    """One call of an ATen operator during the analysis.
+
+    Attributes:
+        func: the operator overload.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        out: what it returned (tensors on the meta device, or real ones in a masked run).
+        mixing: filled by the rule: where channels are mixed with one another.
+    """
+
+    func: OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: Any
+    recorder: Recorder
+    mixing: list[Mixing] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Operator name without overload, e.g. ``"convolution"``."""
+        name: str = self.func._schema.name.split("::")[-1]
+        return name
+
+    @property
+    def space(self) -> ChannelSpace:
+        return self.recorder.space
+
+    @property
+    def node(self) -> str:
+        return self.recorder.node
+
+    def vec(self, tensor: Tensor) -> Vectors:
+        """Channel vectors of a tensor, one per dimension."""
+        return self.recorder.vectors(tensor)
+
+    def give(self, vectors: Vectors, tensor: Tensor | None = None) -> None:
+        """Set the vectors of the output (or of ``tensor``)."""
+        self.recorder.set_vectors(self.out if tensor is None else tensor, tuple(vectors))
+
+    def couple(self, a: Vector, b: Vector) -> None:
+        """These two dimensions live and die together."""
+        self.space.couple(a, b, self.node, self.name)
+
+    def freeze(self, vector: Vector, reason: str) -> None:
+        """This dimension cannot change."""
+        self.space.freeze(vector, reason, self.node)
+
+    def freeze_all(self, tensor: Tensor, reason: str) -> None:
+        """No dimension of this tensor can change."""
+        for vector in self.vec(tensor):
+            self.freeze(vector, reason)
+
+    def free(self, n: int, dim: int = 0) -> Ids:
+        """New ids for a dimension whose content does not depend on the index."""
+        return self.space.fresh(n, Slot(self.node, dim, "free"))
+
+    def mix(self, tensor: Tensor, dim: int, how: str) -> None:
+        """Declare that the operator mixes the entries of ``dim`` of ``tensor``."""
+        if self.vec(tensor)[dim] is not None:
+            self.mixing.append(Mixing(tensor, dim % tensor.dim(), how))
+
+
+Rule = Callable[..., None]
+_RULES: dict[OpOverloadPacket, Rule] = {}
+
+
+def rule(*packets: OpOverloadPacket) -> Callable[[Rule], Rule]:
+    """Register a channel rule for operator packets; duplicates are refused.
+
+    The rule is called as ``rule(op, *args, **kwargs)`` with the operator's own arguments.
+    """
+
+    def register(function: Rule) -> Rule:
+        for packet in packets:
+            if packet in _RULES:
+                raise ValueError(f"{packet} already has a rule: {_RULES[packet].__qualname__}")
+            _RULES[packet] = function
+        return function
+
+    return register
+
+
+def registered() -> dict[OpOverloadPacket, Rule]:
+    """All rules by operator packet."""
+    return dict(_RULES)
+
+
+def rule_for(func: OpOverload) -> Rule | None:
+    """The rule of an operator: its own, or the shared pointwise rule by tag."""
+    found = _RULES.get(func.overloadpacket)
+    if found is None and torch.Tag.pointwise in func.tags:
+        found = _RULES[torch.ops.aten.add]
+    return found
+
+
+def dim_of(dim: int, rank: int) -> int:
+    """Non-negative dimension."""
+    return dim % rank if rank else 0
