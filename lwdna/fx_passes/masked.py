@@ -1,0 +1,146 @@
+"""The oracle of removal: the original network with the removed channels' consumers masked.
+
+The graph runs twice on the same inputs, each time under the channel rules: once to know which
+entries of every activation belong to removed units, once with every operator that mixes channels
+made to disregard them, as its rule states (``registry.Mixing``). Nothing is resized.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.fx
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
+
+from lwdna.fx_passes.analyse import ChannelInterpreter, ChannelMode
+from lwdna.fx_passes.module import detached_copy
+from lwdna.fx_passes.rules import OpCall
+from lwdna.graph import ChannelGraph, Copies
+
+aten = torch.ops.aten
+_LAYER_NORMS = (aten.layer_norm, aten.rms_norm, aten._fused_rms_norm)
+
+
+class MaskedMode(ChannelMode):
+    """A channel mode whose mixing operators disregard the entries that are not ``alive``.
+
+    Args:
+        root: the network, with real tensors.
+        alive: whether each id (in the order in which the rules open them) is kept.
+    """
+
+    def __init__(self, root: torch.nn.Module, alive: NDArray[np.bool_]) -> None:
+        super().__init__(root)
+        self.alive = alive
+
+    def finish(self, op: OpCall) -> Any:
+        """Execute the operator again without the removed entries."""
+        if not any(self._dead(m.tensor, m.dim) is not None for m in op.mixing):
+            return op.out
+        if any(m.how == "kept" for m in op.mixing):
+            result = self._on_kept_entries(op)
+        else:
+            result = self._filled(op)
+        for old, new in zip(_tensors(op.out), _tensors(result), strict=True):
+            self.set_vectors(new, self.vectors(old))
+        return result
+
+    def _dead(self, tensor: Tensor, dim: int) -> Tensor | None:
+        """Removed entries of a dimension as a boolean tensor, or None if there are none."""
+        vector = self.vectors(tensor)[dim]
+        if vector is None or self.alive[vector].all():
+            return None
+        return torch.as_tensor(~self.alive[vector])
+
+    def _filled(self, op: OpCall) -> Any:
+        """Removed entries replaced by the neutral element."""
+        replaced: dict[int, Tensor] = {}
+        for m in op.mixing:
+            dead = self._dead(m.tensor, m.dim)
+            if dead is not None:
+                shape = [1] * m.tensor.dim()
+                shape[m.dim] = len(dead)
+                value = 0.0 if m.how == "zero" else float("-inf")
+                present = replaced.get(id(m.tensor), m.tensor)
+                replaced[id(m.tensor)] = present.masked_fill(dead.reshape(shape), value)
+        args, kwargs = tree_map_only(
+            Tensor, lambda t: replaced.get(id(t), t), (op.args, dict(op.kwargs))
+        )
+        return op.func(*args, **kwargs)
+
+    def _on_kept_entries(self, op: OpCall) -> Any:
+        """Removed entries cut out, the operator applied, and the results put back in place."""
+        args, kwargs = tree_map_only(Tensor, self._cut, (op.args, dict(op.kwargs)))
+        args = list(args)
+        if op.func.overloadpacket in _LAYER_NORMS:
+            args[1] = list(args[0].shape[-len(args[1]) :])
+        if op.func.overloadpacket is aten.group_norm:
+            vector = self.vectors(op.args[0])[1]
+            assert vector is not None
+            args[1] = int(self.alive[vector].reshape(args[1], -1).any(axis=1).sum())
+        result = op.func(*args, **kwargs)
+        pairs = zip(_tensors(op.out), _tensors(result), strict=True)
+        spread = [self._spread(old, new) for old, new in pairs]
+        return spread[0] if isinstance(result, Tensor) else type(result)(spread)
+
+    def _cut(self, tensor: Tensor) -> Tensor:
+        for dim in range(tensor.dim()):
+            dead = self._dead(tensor, dim)
+            if dead is not None:
+                cut = tensor.index_select(dim, torch.nonzero(~dead)[:, 0])
+                rest = [v if d != dim else None for d, v in enumerate(self.vectors(tensor))]
+                self._known[id(cut)] = (cut, tuple(rest))
+                tensor = cut
+        return tensor
+
+    def _spread(self, old: Tensor, new: Tensor) -> Tensor:
+        for dim in range(old.dim()):
+            dead = self._dead(old, dim)
+            if dead is not None:
+                shape = list(new.shape)
+                shape[dim] = len(dead)
+                full = new.new_zeros(shape)
+                full.index_copy_(dim, torch.nonzero(~dead)[:, 0], new)
+                new = full
+        return new
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def run_masked(gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]) -> Any:
+    """Output of ``gm`` with the units of 0 copies disregarded (evaluation mode).
+
+    Args:
+        gm: the captured network; not changed.
+        graph: its channel graph.
+        copies: copies of each unit (0 or 1), shape (units,).
+        inputs: real inputs, in the precision of the parameters.
+    """
+    network: GraphModule = detached_copy(gm).eval()
+    first = ChannelMode(network)
+    with torch.inference_mode(), first:
+        ChannelInterpreter(network, first).run(*inputs)
+    first.space.resolve(graph.policy)
+    alive = _alive(first, graph, copies)
+    masked = MaskedMode(network, alive)
+    with torch.inference_mode(), masked:
+        return ChannelInterpreter(network, masked).run(*inputs)
+
+
+def _alive(mode: ChannelMode, graph: ChannelGraph, copies: Copies) -> NDArray[np.bool_]:
+    """Whether each raw id is kept, carried from the graph's units through shared slots."""
+    roots = mode.space.find(np.arange(mode.space.size))
+    kept = np.ones(mode.space.size, dtype=bool)
+    for name, vectors in mode.tensors.items():
+        for raw, units in zip(vectors, graph.tensors[name], strict=True):
+            if raw is not None and units is not None:
+                kept[roots[raw[copies[units] == 0]]] = False
+    alive: NDArray[np.bool_] = kept[roots]
+    return alive

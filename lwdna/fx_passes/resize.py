@@ -1,0 +1,178 @@
+"""Resize: the one primitive for removing and for widening channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from lwdna.channels import Ids
+from lwdna.errors import ResizeError
+from lwdna.fx_passes import init_law, modules
+from lwdna.fx_passes.analyse import single_batch
+from lwdna.fx_passes.literals import Repair, check_shapes, drop_broken_assertion, holds_tensors, repair
+from lwdna.fx_passes.module import copy_with, meta_twin
+from lwdna.graph import ChannelGraph, Copies, TensorChannels, entry_map
+
+
+def resize(
+    gm: GraphModule, graph: ChannelGraph, copies: Copies, example_inputs: Any, *, seed: int = 0
+) -> GraphModule:
+    """Re-index every parameter and repair every literal.
+
+    Args:
+        gm: a captured network; it is not changed and shares nothing with the result.
+        graph: its channel graph.
+        copies: copies of each unit, shape (units,), int64: 0 removes, 1 keeps, 2.. widens. Copies
+            stand directly after the original run of entries.
+        example_inputs: as for :func:`lwdna.analyse`.
+        seed: seeds the entries of the copies, drawn by the law each parameter was initialised
+            with, at its new fan; the global random state is not touched. Buffers are copied.
+
+    Returns:
+        A new GraphModule with the same node names and state_dict keys.
+
+    Raises:
+        ValueError: ``copies`` changes a frozen group or empties one.
+        ResizeError: a node's shape disagrees with its prediction.
+
+    Source: DESIGN "Resize".
+    """
+    graph.check(copies)
+    generator = torch.Generator().manual_seed(seed)
+    names = {id(t): n for n, t in (*gm.named_parameters(), *gm.named_buffers())}
+    new_tensors = {
+        name: _resized(name, tensor, graph, copies, generator)
+        for name, tensor in (*gm.named_parameters(), *gm.named_buffers())
+    }
+
+    def replacement(old: Tensor) -> Tensor:
+        name = names.get(id(old))
+        return old.detach().clone() if name is None else new_tensors[name]
+
+    new: GraphModule = copy_with(gm, replacement)
+    _update_modules(new, graph, copies)
+    _repair_literals(new, graph, copies, example_inputs)
+    return new
+
+
+def _resized(
+    name: str, tensor: Tensor, graph: ChannelGraph, copies: Copies, generator: torch.Generator
+) -> Tensor:
+    vectors = graph.tensors.get(name)
+    new = tensor.detach()
+    if vectors is None:
+        return new.clone()
+    fresh: list[tuple[int, Ids]] = []
+    for dim, vector in enumerate(vectors):
+        if vector is None or (copies[vector] == 1).all():
+            continue
+        entries, copy = entry_map(vector, copies)
+        new = new.index_select(dim, torch.as_tensor(entries, device=new.device))
+        if copy.any():
+            fresh.append((dim, copy))
+    if new.data_ptr() == tensor.data_ptr():
+        new = new.clone()
+    if fresh and name not in graph.buffers:
+        _initialise(name, tensor, new, fresh, graph, generator)
+    return new
+
+
+def _initialise(
+    name: str,
+    old: Tensor,
+    new: Tensor,
+    fresh: list[tuple[int, Ids]],
+    graph: ChannelGraph,
+    generator: torch.Generator,
+) -> None:
+    """Overwrite the copied entries of ``new`` by draws from the law of ``old``."""
+    role = graph.roles.get(name)
+    if role is None:
+        law, ratio = init_law.detect(old), 1.0
+    else:
+        law = init_law.detect(
+            old, old.shape[role.in_dim] * role.kernel, old.shape[role.out_dim] * role.kernel
+        )
+        dim = {"fan_in": role.in_dim, "fan_out": role.out_dim}.get(law.scale)
+        ratio = 1.0 if dim is None else new.shape[dim] / old.shape[dim]
+    drawn = init_law.draw(law, new, ratio, generator)
+    copied = torch.zeros((1,) * new.dim(), dtype=torch.bool, device=new.device)
+    for dim, copy in fresh:
+        shape = [1] * new.dim()
+        shape[dim] = len(copy)
+        copied = copied | torch.as_tensor(copy > 0, device=new.device).reshape(shape)
+    torch.where(copied, drawn, new, out=new)
+
+
+def _update_modules(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            facts = graph.facts.get(node.name, {})
+            counts = {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
+            value = graph.values[node.name]
+            shape: tuple[int, ...] = ()
+            if isinstance(value, TensorChannels):
+                shape = tuple(
+                    n if v is None else int(copies[v].sum())
+                    for n, v in zip(value.shape, value.vectors, strict=True)
+                )
+            modules.update(gm.get_submodule(node.target), counts, shape)
+
+
+class _LiteralRepair(torch.fx.Interpreter):
+    """Runs the new graph on meta tensors, repairing each node before it runs."""
+
+    def __init__(self, twin: GraphModule, gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
+        super().__init__(twin, garbage_collect_values=False, graph=gm.graph)
+        self.channels, self.copies = graph, copies
+
+    def run(self, *args: Any) -> Any:  # type: ignore[override]
+        """Run and repair; the graph may lose and gain nodes on the way."""
+        self.args_iter = iter(args)
+        for node in list(self.graph.nodes):
+            self._step(node)
+
+    def _step(self, node: Node) -> None:
+        if drop_broken_assertion(node, self.env):
+            return
+        context = Repair(node, self.channels, self.copies, self.env)
+        before = node.prev
+        repair(context)
+        for added in _between(before, node):
+            self.env[added] = self.run_node(added)
+        try:
+            result = self.run_node(node)
+        except Exception as e:
+            raise ResizeError(
+                f"{node.format_node()} fails after resizing: {type(e).__name__}: {e}. A literal of "
+                "this node means a channel count: register its repair with "
+                "lwdna.fx_passes.literals.repairs, or freeze the channels it sees."
+            ) from e
+        self.env[node] = result
+        check_shapes(context, result)
+
+
+def _between(before: Node, node: Node) -> list[Node]:
+    added = []
+    while node.prev is not before:
+        node = node.prev
+        added.append(node)
+    return added[::-1]
+
+
+def _repair_literals(
+    gm: GraphModule, graph: ChannelGraph, copies: Copies, example_inputs: Any
+) -> None:
+    twin = meta_twin(gm).eval()
+    with torch.inference_mode():
+        _LiteralRepair(twin, gm, graph, copies).run(*single_batch(example_inputs))
+    for node in reversed(gm.graph.nodes):  # numbers that repairs have made superfluous
+        if not node.users and node.op == "call_function" and not node.is_impure():
+            if not holds_tensors(graph.values.get(node.name)):
+                gm.graph.erase_node(node)
+    gm.graph.lint()
+    gm.recompile()
