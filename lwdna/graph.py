@@ -49,7 +49,7 @@ class ChannelGroup:
 
     Attributes:
         index: position in ``ChannelGraph.groups``.
-        name: the producing tensor, without ``.weight``.
+        name: the producing tensor, without ``.weight``, or the first slot if nothing produces it.
         units: unit ids, ascending.
         slots: where they occur, with the number of occurrences of each unit there.
         prunable: whether the width may change.
@@ -400,11 +400,13 @@ def _groups(
 def _name(
     where: list[tuple[Slot, int]], roles: Mapping[str, WeightRole], taken: dict[str, int]
 ) -> str:
-    """The producing tensor's name; several groups of one tensor are numbered."""
+    """The producing tensor's name (a slot's, if nothing produces the group), numbered if taken."""
     producers = [
         slot for slot, _ in where if slot.name in roles and slot.dim == roles[slot.name].out_dim
     ]
-    slots = producers or [slot for slot, _ in where]
-    name = slots[0].name.removesuffix(".weight") if slots else "(activation)"
+    if producers:
+        name = producers[0].name.removesuffix(".weight")
+    else:
+        name = str(where[0][0]) if where else "(activation)"
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}#{taken[name]}"

@@ -22,6 +22,7 @@ from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError
 from lwdna.fx_passes import modules
+from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.graph import ChannelGraph, TensorChannels, WeightRole, build_graph
@@ -210,6 +211,7 @@ def single_batch(example_inputs: Any) -> tuple[Any, ...]:
     return tuple(tree_map(first, value) for value in inputs)
 
 
+@graph_pass(requires=(captured,))
 def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") -> ChannelGraph:
     """Find the channel units, groups, couplings and costs of a captured network.
 
@@ -239,6 +241,7 @@ def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") ->
         mode.node = ""
         mode.add_term("relu", fixed, out.vectors)
     mode.space.resolve(policy)
+    _close_kernels(mode)
     _param_terms(mode, twin)
     return build_graph(
         mode.space,
@@ -265,6 +268,15 @@ def _watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels
         if isinstance(module, nn.ReLU):
             module.register_forward_hook(hook(module))
     return last
+
+
+def _close_kernels(mode: ChannelMode) -> None:
+    """Kernel positions are no channels: the dimensions of a weight that its role leaves out."""
+    for name, role in mode.roles.items():
+        mode.tensors[name] = tuple(
+            v if d in (role.out_dim, role.in_dim) else None
+            for d, v in enumerate(mode.tensors[name])
+        )
 
 
 def _param_terms(mode: ChannelMode, root: nn.Module) -> None:

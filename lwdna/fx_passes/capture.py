@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
+from lwdna.fx_passes._base import CAPTURED
 from lwdna.fx_passes.module import CONSTANTS, assemble, detached_copy, meta_twin, skeleton
 from lwdna.fx_passes.tracer import HintedTracer
 
@@ -32,8 +33,8 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
     Args:
         model: any ``nn.Module``; it is not changed, and nothing is shared with the result.
         example_inputs: a tensor, or a tuple of the positional arguments of ``forward``. Only
-            shapes and dtypes are used; batch size 2 or more, so that batch norms can be traced
-            in training mode.
+            shapes and dtypes are used; dimension 0 is the batch (a batch of 1 is traced as 2,
+            which batch norms need in training mode).
 
     Returns:
         A ``GraphModule`` with copies of the model's parameters, in the model's mode.
@@ -46,7 +47,7 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
     Source: torch.fx symbolic tracing (https://pytorch.org/docs/stable/fx.html).
     """
     _refuse_lazy(model)
-    if isinstance(model, GraphModule) and "lwdna_captured" in model.meta:
+    if isinstance(model, GraphModule) and CAPTURED in model.meta:
         return _recapture(model)
     hints = _example_hints(example_inputs)
     twin = meta_twin(model)
@@ -82,10 +83,12 @@ def _recapture(model: GraphModule) -> GraphModule:
 
 def _example_hints(example_inputs: Any) -> tuple[Any, ...]:
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return tuple(
-        tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), value)
-        for value in inputs
-    )
+
+    def hint(t: Tensor) -> Tensor:
+        size = (max(2, t.shape[0]), *t.shape[1:]) if t.dim() else ()
+        return torch.empty(size, dtype=t.dtype, device="meta")
+
+    return tuple(tree_map_only(Tensor, hint, value) for value in inputs)
 
 
 def _signature(value: Any, number: dict[Node, int]) -> Any:
@@ -197,7 +200,7 @@ def _emit(model: nn.Module, twin: nn.Module, tracer: HintedTracer, graph: Graph)
         node.meta = {"module": node.meta.get("module", "")}
     graph.lint()
     gm = assemble(root, graph, type(model).__name__)
-    gm.meta["lwdna_captured"] = True
+    gm.meta[CAPTURED] = True
     return gm
 
 

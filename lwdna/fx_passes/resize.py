@@ -12,12 +12,14 @@ from torch.fx import GraphModule, Node
 from lwdna.channels import Ids
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, modules
+from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
 from lwdna.fx_passes.analyse import single_batch
 from lwdna.fx_passes.literals import Repair, check_shapes, drop_broken_assertion, holds_tensors, repair
 from lwdna.fx_passes.module import copy_with, meta_twin
 from lwdna.graph import ChannelGraph, Copies, TensorChannels, entry_map
 
 
+@graph_pass(requires=(captured, described), ensures=(same_names, nothing_shared))
 def resize(
     gm: GraphModule, graph: ChannelGraph, copies: Copies, example_inputs: Any, *, seed: int = 0
 ) -> GraphModule:

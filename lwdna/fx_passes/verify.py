@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from lwdna.channels import Policy
 from lwdna.cost import Cost
 from lwdna.errors import VerificationError
 from lwdna.fx_passes.analyse import analyse, single_batch
+from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.masked import run_masked
 from lwdna.fx_passes.module import detached_copy, meta_twin
 from lwdna.fx_passes.resize import resize
+from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph, Copies
 
 
@@ -266,3 +270,66 @@ def _batch(inputs: tuple[Any, ...], n: int) -> tuple[Any, ...]:
         return rows + 1e-3 * torch.arange(n).view(-1, *[1] * (t.dim() - 1)) if t.is_floating_point() else rows
 
     return tuple(tree_map_only(Tensor, sized, inputs))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` compared, by invariant; prints as text."""
+
+    statements: dict[str, str]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {said}" for name, said in self.statements.items())
+
+
+def verify(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    keep: float = 0.7,
+    policy: Policy = "auto",
+    seed: int = 0,
+) -> Verification:
+    """Check all seven invariants on a model, with a random shrinking and widening of it.
+
+    Args:
+        model: any ``nn.Module``; it is not changed (which is one of the checks).
+        example_inputs: real inputs of ``forward``, batch first.
+        keep: fraction of every prunable group that the random shrinking keeps.
+        policy: see :func:`lwdna.channels.choose_axis`.
+        seed: of the choice of units and of the values that stand in for constant parameters.
+
+    Returns:
+        What was compared.
+
+    Raises:
+        VerificationError: an invariant does not hold.
+    """
+    rng = np.random.default_rng(seed)
+    with untouched(model):
+        work = detached_copy(model)
+        stir(work, seed=seed)
+        gm = capture(work, example_inputs)
+        graph = analyse(gm, example_inputs, policy=policy)
+        fewer = random_copies(graph, keep, rng)
+        small = resize(gm, graph, fewer, example_inputs)
+        more = widen_copies(graph, 1.5)
+        said = {
+            "identity": identity(work, gm, example_inputs),
+            "round trip": round_trip(gm, graph, more, example_inputs),
+            "masked equivalence": masked_equivalence(gm, graph, fewer, small, example_inputs),
+            "restriction": restriction(graph, fewer, small, example_inputs),
+            "cost": cost(graph.cost(fewer), small, example_inputs),
+            "trains": trains(small, example_inputs),
+        }
+    return Verification({**said, "untouched": "the model is as it was"})
+
+
+def random_copies(graph: ChannelGraph, keep: float, rng: np.random.Generator) -> Copies:
+    """A random configuration that keeps the fraction ``keep`` (at least 2) of every group."""
+    copies = graph.keep_all()
+    for group in graph.groups:
+        if group.prunable:
+            kept = max(min(2, group.width), round(group.width * keep))
+            copies[rng.permutation(group.units)[kept:]] = 0
+    return copies

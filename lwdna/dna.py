@@ -1,0 +1,110 @@
+"""The width configuration of a shrunk network, as data and as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lwdna.cost import Cost
+from lwdna.errors import LwdnaError
+
+FORMAT = 1
+_PACKAGES = ("lwdna", "torch", "torchvision", "timm", "networkx", "numpy")
+
+
+@dataclass(frozen=True)
+class GroupWidth:
+    """Width of one channel group before and after.
+
+    Attributes:
+        name: the group's name.
+        slots: tensor dimensions it sets the size of, as ``"tensor[dim]"``.
+        baseline: units in the given network.
+        widened: units after widening.
+        width: units in the result.
+        kept: indices of the kept units among the widened ones, ascending.
+        prunable: whether the width could change.
+    """
+
+    name: str
+    slots: tuple[str, ...]
+    baseline: int
+    widened: int
+    width: int
+    kept: tuple[int, ...]
+    prunable: bool
+
+
+@dataclass(frozen=True)
+class Dna:
+    """What a shrunk network knows about itself (``net.meta["lwdna"]``).
+
+    Attributes:
+        model: class name of the given model.
+        input_shapes: shapes (batch first) the costs are counted for, at batch size 1.
+        groups: widths of all groups.
+        limits: metric -> absolute limit that the budget came to.
+        used: metric -> fraction of its limit that is used.
+        note: why less than 99.5 % of every limit is used, or None.
+        criterion: name of the saliency.
+        widen: the widening (a factor, or pattern -> factor).
+        divisor: divisor of the widths.
+        seed: seed of widening and scoring.
+        before: cost of the given network.
+        after: cost of the result.
+        versions: Python and package versions.
+    """
+
+    model: str
+    input_shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[GroupWidth, ...]
+    limits: Mapping[str, int]
+    used: Mapping[str, float]
+    note: str | None
+    criterion: str
+    widen: float | Mapping[str, float]
+    divisor: int
+    seed: int
+    before: Cost
+    after: Cost
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """The configuration as JSON text (format 1)."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Dna:
+        """Read :meth:`to_json`'s text.
+
+        Raises:
+            LwdnaError: not JSON, another format, or fields missing.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise LwdnaError(f"a DNA of another format; this version reads format {FORMAT}")
+            data["groups"] = tuple(
+                GroupWidth(**{**g, "slots": tuple(g["slots"]), "kept": tuple(g["kept"])})
+                for g in data["groups"]
+            )
+            data["input_shapes"] = tuple(tuple(shape) for shape in data["input_shapes"])
+            data["before"], data["after"] = Cost(**data["before"]), Cost(**data["after"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise LwdnaError(f"not a DNA of lwdna: {type(e).__name__}: {e}") from e
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,92 @@
+"""The pass contract: what a pass requires of its arguments and ensures of its result.
+
+A pass is a free function over captured modules that never changes its arguments. Its conditions
+are declared at the function and enforced at every call: a requirement speaks to the caller
+(``TypeError``/``ValueError``), a guarantee that fails is our own defect (``AssertionError``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from torch.fx import GraphModule
+
+from lwdna.graph import ChannelGraph
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Requirement = Callable[[dict[str, Any]], None]
+Guarantee = Callable[[dict[str, Any], Any], None]
+
+#: Marks modules made by ``capture`` and everything derived from them.
+CAPTURED = "lwdna_captured"
+
+
+def graph_pass(
+    *, requires: Sequence[Requirement] = (), ensures: Sequence[Guarantee] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare the contract of a pass.
+
+    Args:
+        requires: called with the bound arguments before the pass; raise to refuse.
+        ensures: called with the bound arguments and the result after it.
+    """
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            arguments = signature.bind(*args, **kwargs).arguments
+            for requirement in requires:
+                requirement(arguments)
+            result = function(*args, **kwargs)
+            for guarantee in ensures:
+                guarantee(arguments, result)
+            return result
+
+        return run
+
+    return declare
+
+
+def captured(arguments: dict[str, Any]) -> None:
+    """The module comes from ``lwdna.capture``."""
+    gm = arguments["gm"]
+    if not isinstance(gm, GraphModule) or CAPTURED not in gm.meta:
+        raise TypeError(
+            f"gm is a {type(gm).__name__} that was not captured: pass lwdna.capture(model, inputs)"
+        )
+
+
+def described(arguments: dict[str, Any]) -> None:
+    """The channel graph belongs to the module: every vector has its dimension's length."""
+    graph: ChannelGraph = arguments["graph"]
+    tensors = dict((*arguments["gm"].named_parameters(), *arguments["gm"].named_buffers()))
+    for name, vectors in graph.tensors.items():
+        shape = tuple(tensors[name].shape) if name in tensors else None
+        lengths = [None if v is None else len(v) for v in vectors]
+        if shape is None or any(
+            n is not None and n != size for n, size in zip(lengths, shape, strict=True)
+        ):
+            raise ValueError(
+                f"the channel graph is not this module's: {name!r} has shape {shape}, the graph "
+                f"says {lengths}; pass the graph that analyse() or restrict() gave for it"
+            )
+
+
+def same_names(arguments: dict[str, Any], result: Any) -> None:
+    """The result has the state_dict keys of the argument, in order."""
+    new = result[0] if isinstance(result, tuple) else result
+    assert list(new.state_dict()) == list(arguments["gm"].state_dict()), "state_dict keys changed"
+
+
+def nothing_shared(arguments: dict[str, Any], result: Any) -> None:
+    """No parameter or buffer of the result shares memory with the argument's."""
+    new = result[0] if isinstance(result, tuple) else result
+    old = {t.data_ptr() for t in arguments["gm"].state_dict().values() if t.numel()}
+    shared = [k for k, t in new.state_dict().items() if t.numel() and t.data_ptr() in old]
+    assert not shared, f"the result shares memory with its argument: {shared[:3]}"

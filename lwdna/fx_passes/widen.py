@@ -1,0 +1,86 @@
+"""Widen: more copies of every prunable unit, by any real multiplier per group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from torch.fx import GraphModule
+
+from lwdna.fx_passes._base import captured, described, graph_pass, same_names
+from lwdna.fx_passes.resize import resize
+from lwdna.graph import ChannelGraph, ChannelGroup, Copies
+
+Multiplier = float | Mapping[str, float]
+
+
+def widen_copies(graph: ChannelGraph, multiplier: Multiplier) -> Copies:
+    """Copies per unit that give every prunable group ``multiplier`` times its width.
+
+    Args:
+        graph: the channel graph.
+        multiplier: a factor >= 1 for all groups, or a mapping from group-name pattern
+            (``fnmatch``) to factor; groups that match nothing keep their width. The new width is
+            the nearest integer; copies that do not come out even go to the group's first units.
+
+    Returns:
+        int64 array of shape (units,), every entry >= 1.
+
+    Raises:
+        ValueError: a factor below 1 or not finite, or a pattern that matches no group.
+    """
+    if isinstance(multiplier, Mapping):
+        for pattern in multiplier:
+            if not any(fnmatchcase(group.name, pattern) for group in graph.groups):
+                raise ValueError(f"widen pattern {pattern!r} matches no group; see lwdna.explain")
+    copies = graph.keep_all()
+    for group in graph.groups:
+        factor = _factor(group, multiplier)
+        if group.prunable and factor > 1:
+            every, extra = divmod(round(group.width * factor), group.width)
+            copies[group.units] = every
+            copies[group.units[:extra]] += 1
+    return copies
+
+
+def _factor(group: ChannelGroup, multiplier: Multiplier) -> float:
+    if isinstance(multiplier, Mapping):
+        matches = (f for pattern, f in multiplier.items() if fnmatchcase(group.name, pattern))
+        factor = next(matches, 1.0)
+    else:
+        factor = multiplier
+    if isinstance(factor, bool) or not np.isfinite(factor) or factor < 1:
+        raise ValueError(f"widen = {factor!r}: a finite factor >= 1 is needed (1 does not widen)")
+    return float(factor)
+
+
+@graph_pass(requires=(captured, described), ensures=(same_names,))
+def widen(
+    gm: GraphModule,
+    graph: ChannelGraph,
+    multiplier: Multiplier,
+    example_inputs: Any,
+    *,
+    seed: int = 0,
+) -> tuple[GraphModule, ChannelGraph]:
+    """The widened network and its channel graph.
+
+    Args:
+        gm: a captured network; it is not changed.
+        graph: its channel graph.
+        multiplier: see :func:`widen_copies`.
+        example_inputs: as for :func:`lwdna.analyse`.
+        seed: seeds the new entries; see :func:`lwdna.resize`.
+
+    Returns:
+        (widened GraphModule, channel graph of it whose ``origin`` names the unit behind each).
+
+    Raises:
+        ValueError: see :func:`widen_copies`.
+
+    Source: METHOD, "widen"; MorphNet's expansion, per group.
+    """
+    copies = widen_copies(graph, multiplier)
+    return resize(gm, graph, copies, example_inputs, seed=seed), graph.restrict(copies)

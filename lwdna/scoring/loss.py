@@ -1,0 +1,100 @@
+"""The loss of one batch, checked: what goes wrong here is said in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from lwdna.errors import ScoringError
+from lwdna.scoring.context import ScoringContext
+
+_BAD_INPUT = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+
+
+def batch_loss(
+    context: ScoringContext, k: int, tensors: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Loss of batch ``k``, in the network's present mode.
+
+    Buffers are replaced by copies, so batch-norm statistics do not move.
+
+    Args:
+        context: what is scored.
+        k: number of the batch.
+        tensors: parameter name -> tensor that takes its place.
+
+    Returns:
+        A finite scalar with a gradient.
+
+    Raises:
+        ScoringError: network or loss refuse the batch (names its shape and the shape the network
+            was captured with), or the loss is no scalar, not finite, or has no gradient.
+    """
+    inputs, targets = context.batches[k]
+    replaced = {name: buffer.clone() for name, buffer in context.network.named_buffers()}
+    replaced.update(tensors or {})
+    try:
+        outputs = functional_call(context.network, replaced, (inputs,))
+    except _BAD_INPUT as e:
+        raise ScoringError(
+            f"the network refuses batch {k} of shape {_shape(inputs)} and dtype {inputs.dtype}: "
+            f"{type(e).__name__}: {e}. It was captured with {_captured_shape(context)}"
+        ) from e
+    loss_fn = context.loss_fn or F.cross_entropy
+    if context.loss_fn is None:
+        outputs = _logits(outputs)
+    try:
+        loss = loss_fn(outputs, targets)
+    except _BAD_INPUT as e:
+        raise ScoringError(
+            f"the loss refuses batch {k}, outputs of shape {_shape(outputs)} and targets of shape "
+            f"{_shape(targets)}: {type(e).__name__}: {e}. Pass the task's own loss as "
+            "loss_fn(outputs, targets)"
+        ) from e
+    _check_loss(loss, k)
+    return loss
+
+
+def _logits(outputs: Any) -> Tensor:
+    """The tensor for the default loss: the output, or a dict's ``"out"`` or first value."""
+    if isinstance(outputs, Mapping) and outputs:
+        outputs = outputs["out"] if "out" in outputs else next(iter(outputs.values()))
+    if not isinstance(outputs, Tensor):
+        raise ScoringError(
+            f"the network returns a {type(outputs).__name__}, for which there is no default loss: "
+            "pass loss_fn(outputs, targets)"
+        )
+    return outputs
+
+
+def _check_loss(loss: Any, k: int) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ScoringError(
+            f"the loss of batch {k} is {_shape(loss)}, not a scalar: reduce it, e.g. by .mean()"
+        )
+    if not loss.isfinite():
+        raise ScoringError(
+            f"the loss of batch {k} is {loss.item()}: check the scale of inputs and targets"
+        )
+    if not loss.requires_grad:
+        raise ScoringError(
+            f"the loss of batch {k} depends on no parameter: compute it from the outputs without "
+            ".detach(), .item() or torch.no_grad()"
+        )
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _captured_shape(context: ScoringContext) -> str:
+    """Shape of the first input; batch size 1 stands for any."""
+    first = next(iter(context.graph.values.values()), None)
+    shape = getattr(first, "shape", None)
+    if not shape:
+        return "another input"
+    return f"inputs of shape ({', '.join(['N', *map(str, shape[1:])])})"
