@@ -101,17 +101,15 @@ def shrink(
         before = graph.cost()
         limits = budget.limits(before)
         stage("widen")
-        wide, wide_graph = widen_graph(captured, graph, widen, inputs, seed=seed)
-        check_attainable(limits, attainable(wide_graph, floors, divisor))
+        wide, wide_graph = widen_graph(captured, graph, widen, seed=seed)
+        check_attainable(limits, attainable(wide_graph, floors, divisor), before)
         stage("score")
-        if taken is None:
-            taken = [_synthetic(graph, inputs, seed)]
         context = _context(wide, wide_graph, taken, loss_fn, device, seed)
         saliency = score(context, criterion_fn)
         stage("select")
         selection = select(wide_graph, saliency, limits, floors=floors, divisor=divisor)
         stage("resize")
-        net = shrink_graph(wide, wide_graph, selection.copies, inputs)
+        net = shrink_graph(wide, wide_graph, selection.copies)
     name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom")
     net.meta["lwdna"] = _dna(
         model, inputs, graph, wide_graph, selection, limits, name, widen, divisor, seed, before
@@ -169,22 +167,35 @@ def _inputs(model: nn.Module, taken: Sequence[Any] | None, example_inputs: Any) 
     return example_inputs
 
 
-def _synthetic(graph: ChannelGraph, inputs: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """A batch of noise of the inputs' size, with labels for the network's outputs."""
-    first = next(t for t in tree_leaves(inputs) if isinstance(t, Tensor))
-    outputs = [v for v in tree_leaves(graph.values["output"]) if hasattr(v, "shape")]
-    classes = outputs[0].shape[1] if len(outputs[0].shape) > 1 else 2
-    images, labels = synthetic((_SYNTHETIC_BATCH, *first.shape[1:]), classes, seed=seed)
-    dense = outputs[0].shape[2:]
-    if dense:  # one label per pixel
-        labels = labels.view(-1, *[1] * len(dense)).expand(-1, *dense).contiguous()
-    return images, labels
+class _Noise(Sequence[Any]):
+    """One synthetic batch, made (with its warning) when a criterion first asks for data."""
+
+    def __init__(self, network: nn.Module, graph: ChannelGraph, seed: int) -> None:
+        self._network, self._graph, self._seed = network, graph, seed
+        self._made: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._made is None:
+            self._made = as_batches(self._batch(), 1, network=self._network)
+        return self._made[index]
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        first = next(t for t in tree_leaves(self._graph.inputs) if isinstance(t, Tensor))
+        out = next(v for v in tree_leaves(self._graph.values["output"]) if hasattr(v, "vectors"))
+        classes, *dense = out.shape[1:] or (2,)
+        images, labels = synthetic((_SYNTHETIC_BATCH, *first.shape[1:]), classes, seed=self._seed)
+        if dense:  # one label per pixel
+            labels = labels.view(-1, *[1] * len(dense)).expand(-1, *dense).contiguous()
+        return images, labels
 
 
 def _context(
     wide: GraphModule,
     wide_graph: ChannelGraph,
-    taken: Sequence[Any],
+    taken: Sequence[Any] | None,
     loss_fn: Any,
     device: torch.device | str | None,
     seed: int,
@@ -193,8 +204,11 @@ def _context(
     if device is None:
         device = "cuda" if own.type == "cpu" and torch.cuda.is_available() else own
     network = wide if torch.device(device) == own else detached_copy(wide).to(device)
-    moved = as_batches(list(taken), len(taken), network=network)
-    return ScoringContext(network, wide_graph, moved, loss_fn, seed)
+    if taken is None:
+        batches: Sequence[Any] = _Noise(network, wide_graph, seed)
+    else:
+        batches = as_batches(list(taken), len(taken), network=network)
+    return ScoringContext(network, wide_graph, batches, loss_fn, seed)
 
 
 def _dna(

@@ -174,6 +174,45 @@ def attainable(
     return {metric: (least[metric], most[metric]) for metric in METRICS}
 
 
+def check_attainable(
+    limits: Mapping[str, int],
+    ranges: dict[str, tuple[int, int]],
+    baseline: Cost | None = None,
+) -> None:
+    """Refuse a budget that no selection can meet.
+
+    Args:
+        limits: metric name -> most that the result may cost.
+        ranges: metric name -> (least, most); see :func:`attainable`.
+        baseline: cost of the unwidened network, to which the message's percentages refer.
+
+    Raises:
+        BudgetError: a limit is below the least, or every limit is above the most; carries
+            ``ranges``.
+    """
+
+    def figure(metric: str, value: int) -> str:
+        return f"{value:,}" if baseline is None else f"{value:,} ({value / baseline[metric]:.1%})"
+
+    def statement(metric: str) -> str:
+        least, most = (figure(metric, value) for value in ranges[metric])
+        return f"{figure(metric, limits[metric])} {metric} wanted, {least} to {most} attainable"
+
+    for metric, limit in limits.items():
+        if limit < ranges[metric][0]:
+            raise BudgetError(
+                f"budget below the least that the floors allow: {statement(metric)}. Raise the "
+                "budget, or lower the floors or the divisor",
+                ranges,
+            )
+    if all(limit > ranges[metric][1] for metric, limit in limits.items()):
+        raise BudgetError(
+            f"budget above what this network reaches: {'; '.join(map(statement, limits))}. Widen "
+            "it more, or lower the budget",
+            ranges,
+        )
+
+
 def select(
     graph: ChannelGraph,
     saliency: NDArray[np.float64],
@@ -394,26 +433,3 @@ def _check_limits(limits: Mapping[str, int]) -> None:
     for metric, limit in limits.items():
         if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)) or limit < 1:
             raise ValueError(f"limit {metric}={limit!r}: a positive int (see Budget.limits)")
-
-
-def check_attainable(limits: Mapping[str, int], ranges: dict[str, tuple[int, int]]) -> None:
-    for metric, limit in limits.items():
-        least, most = ranges[metric]
-        if limit < least:
-            raise BudgetError(
-                f"budget of {limit:,} {metric} ({limit / most:.1%} of the network to shrink) is "
-                f"below the least that the floors allow, {least:,} ({least / most:.1%}): raise the "
-                "budget, or lower the floors or the divisor",
-                ranges,
-            )
-    if all(limit > ranges[metric][1] for metric, limit in limits.items()):
-        figures = "; ".join(
-            f"{metric}: {limit:,} wanted, {ranges[metric][0]:,} to {ranges[metric][1]:,} attainable"
-            f" ({limit / max(ranges[metric][1], 1):.1%} of the most)"
-            for metric, limit in limits.items()
-        )
-        raise BudgetError(
-            f"budget above what this network reaches ({figures}): widen it more, or lower the "
-            "budget",
-            ranges,
-        )

@@ -240,6 +240,7 @@ class ChannelSpace:
         Freezing spreads first (a rectangle whose whole or whose axes are all frozen is frozen
         altogether), so that no choice falls on an axis that cannot change.
         """
+        check_policy(policy)
         open_rectangles = list(self.rectangles)
         while open_rectangles:
             settled = [r for r in open_rectangles if self._spread(r)]
@@ -280,6 +281,16 @@ class ChannelSpace:
         return ChoicePoint(r.node, r.sizes, big, live[0] if live else None)
 
 
+_NAMED = ("auto", "inner", "outer")
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise ``ValueError`` unless ``policy`` is one (see :func:`choose_axis`)."""
+    for choice in policy.values() if isinstance(policy, Mapping) else (policy,):
+        if choice not in _NAMED and (isinstance(choice, bool) or not isinstance(choice, int)):
+            raise ValueError(f"policy {choice!r}: use 'auto', 'inner', 'outer' or an axis number")
+
+
 def choose_axis(policy: Policy, node: str, sizes: tuple[int, ...], live: Iterable[int]) -> int:
     """The axis of a choice point that may change, by policy.
 
@@ -291,9 +302,6 @@ def choose_axis(policy: Policy, node: str, sizes: tuple[int, ...], live: Iterabl
         node: name of the graph node of the choice point.
         sizes: axis lengths, outermost first.
         live: the axes that could be chosen.
-
-    Raises:
-        ValueError: the policy is none of these.
 
     Source: the released code's grouped-convolution latent vectors (METHOD §1).
     """
@@ -309,7 +317,5 @@ def choose_axis(policy: Policy, node: str, sizes: tuple[int, ...], live: Iterabl
         return live[-1]
     if choice == "outer":
         return live[0]
-    if choice == "auto":
-        fine = [k for k in live if sizes[k] >= INNER_FROM]
-        return fine[-1] if fine else max(live, key=lambda k: sizes[k])
-    raise ValueError(f"policy {choice!r}: use 'auto', 'inner', 'outer' or an axis number")
+    fine = [k for k in live if sizes[k] >= INNER_FROM]
+    return fine[-1] if fine else max(live, key=lambda k: sizes[k])

@@ -11,6 +11,7 @@ from typing import Any
 
 from lwdna.cost import Cost
 from lwdna.errors import LwdnaError
+from lwdna.graph import ChannelGraph, Copies
 
 FORMAT = 1
 _PACKAGES = ("lwdna", "torch", "torchvision", "timm", "networkx", "numpy")
@@ -72,6 +73,30 @@ class Dna:
     before: Cost
     after: Cost
     versions: Mapping[str, str]
+
+    def copies(self, graph: ChannelGraph) -> Copies:
+        """The selection as copies per unit of the widened channel graph.
+
+        Args:
+            graph: channel graph of the widened network.
+
+        Raises:
+            LwdnaError: the graph's groups are not those of this configuration.
+        """
+        copies = graph.keep_all()
+        known = {group.name: group for group in graph.groups if group.slots}
+        for width in self.groups:
+            group = known.pop(width.name, None)
+            if group is None or group.width != width.widened:
+                raise LwdnaError(
+                    f"group {width.name!r} of {width.widened} units is not in this network: the "
+                    "DNA belongs to another model or widening"
+                )
+            copies[group.units] = 0
+            copies[group.units[list(width.kept)]] = 1
+        if known:
+            raise LwdnaError(f"groups {sorted(known)} of this network are not in the DNA")
+        return copies
 
     def to_json(self) -> str:
         """The configuration as JSON text (format 1)."""

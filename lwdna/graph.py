@@ -86,6 +86,8 @@ class ChannelGraph:
             (``"groups"`` of a convolution, ``"hidden"`` of an LSTM ...).
         roles: weight name -> its :class:`WeightRole`.
         choices: the resolved choice points.
+        inputs: the arguments of ``forward`` that shapes and costs are for: batch size 1, on the
+            meta device.
         origin: for a restricted graph, the unit of the unrestricted graph behind each unit.
         links: couplings as (slot, slot, group, node, op), from which ``nx`` is built.
     """
@@ -99,6 +101,7 @@ class ChannelGraph:
     facts: Mapping[str, Mapping[str, Vector]]
     roles: Mapping[str, WeightRole]
     choices: tuple[ChoicePoint, ...]
+    inputs: tuple[Any, ...]
     origin: Ids
     links: tuple[tuple[Slot, Slot, int, str, str], ...] = field(repr=False, default=())
 
@@ -264,6 +267,7 @@ def build_graph(
     values: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Vector]],
     roles: Mapping[str, WeightRole],
+    inputs: tuple[Any, ...],
 ) -> ChannelGraph:
     """Close a resolved channel space into a :class:`ChannelGraph` (raw ids become unit ids)."""
     buffers = frozenset(buffers)
@@ -314,6 +318,7 @@ def build_graph(
         facts={node: {k: vector(v) for k, v in fact.items()} for node, fact in facts.items()},
         roles=dict(roles),
         choices=tuple(space.choices),
+        inputs=inputs,
         origin=np.arange(len(opened)),
         links=links,
     )

@@ -234,8 +234,9 @@ def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") ->
     mode = ChannelMode(twin)
     interpreter = ChannelInterpreter(twin, mode)
     relus = _watch_relus(twin, mode)
+    inputs = single_batch(example_inputs)
     with torch.inference_mode(), mode:
-        interpreter.run(*single_batch(example_inputs))
+        interpreter.run(*inputs)
     for out in relus.values():
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
         mode.node = ""
@@ -251,6 +252,7 @@ def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") ->
         interpreter.values,
         mode.facts,
         _with_classifiers(mode),
+        inputs,
     )
 
 

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
+_CLASS_NAME = "lwdna_class_name"
 
 
 class Container(nn.Module):
@@ -105,4 +106,11 @@ def assemble(root: nn.Module, graph: Graph, name: str) -> GraphModule:
     gm._modules = root._modules
     gm._non_persistent_buffers_set = root._non_persistent_buffers_set
     gm.training = root.training
+    gm.meta[_CLASS_NAME] = name
+    gm._deepcopy_hooks.append(_keep_class_name)
     return gm
+
+
+def _keep_class_name(copied: GraphModule) -> None:
+    """A deepcopy of a GraphModule forgets under which name it prints."""
+    type(copied).__name__ = copied.meta[_CLASS_NAME]

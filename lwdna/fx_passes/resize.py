@@ -13,7 +13,6 @@ from lwdna.channels import Ids
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, modules
 from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
-from lwdna.fx_passes.analyse import single_batch
 from lwdna.fx_passes.literals import Repair, check_shapes, drop_broken_assertion, holds_tensors, repair
 from lwdna.fx_passes.module import copy_with, meta_twin
 from lwdna.graph import ChannelGraph, Copies, TensorChannels, entry_map
@@ -21,7 +20,7 @@ from lwdna.graph import ChannelGraph, Copies, TensorChannels, entry_map
 
 @graph_pass(requires=(captured, described), ensures=(same_names, nothing_shared))
 def resize(
-    gm: GraphModule, graph: ChannelGraph, copies: Copies, example_inputs: Any, *, seed: int = 0
+    gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 0
 ) -> GraphModule:
     """Re-index every parameter and repair every literal.
 
@@ -30,7 +29,6 @@ def resize(
         graph: its channel graph.
         copies: copies of each unit, shape (units,), int64: 0 removes, 1 keeps, 2.. widens. Copies
             stand directly after the original run of entries.
-        example_inputs: as for :func:`lwdna.analyse`.
         seed: seeds the entries of the copies, drawn by the law each parameter was initialised
             with, at its new fan; the global random state is not touched. Buffers are copied.
 
@@ -57,7 +55,7 @@ def resize(
 
     new: GraphModule = copy_with(gm, replacement)
     _update_modules(new, graph, copies)
-    _repair_literals(new, graph, copies, example_inputs)
+    _repair_literals(new, graph, copies)
     return new
 
 
@@ -166,12 +164,10 @@ def _between(before: Node, node: Node) -> list[Node]:
     return added[::-1]
 
 
-def _repair_literals(
-    gm: GraphModule, graph: ChannelGraph, copies: Copies, example_inputs: Any
-) -> None:
+def _repair_literals(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
     twin = meta_twin(gm).eval()
     with torch.inference_mode():
-        _LiteralRepair(twin, gm, graph, copies).run(*single_batch(example_inputs))
+        _LiteralRepair(twin, gm, graph, copies).run(*graph.inputs)
     for node in reversed(gm.graph.nodes):  # numbers that repairs have made superfluous
         if not node.users and node.op == "call_function" and not node.is_impure():
             if not holds_tensors(graph.values.get(node.name)):

@@ -17,19 +17,16 @@ def _removes_only(arguments: dict[str, Any]) -> None:
 
 
 @graph_pass(requires=(captured, described, _removes_only), ensures=(same_names,))
-def shrink_graph(
-    gm: GraphModule, graph: ChannelGraph, copies: Copies, example_inputs: Any
-) -> GraphModule:
+def shrink_graph(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> GraphModule:
     """Remove the units of 0 copies; the weights that stay keep their values.
 
     Args:
         gm: a captured network; it is not changed.
         graph: its channel graph.
         copies: 0 or 1 per unit, shape (units,), int64.
-        example_inputs: as for :func:`lwdna.analyse`.
 
     Raises:
         ValueError: a frozen group would change or a group would be empty.
         ResizeError: see :func:`lwdna.resize`.
     """
-    return resize(gm, graph, copies, example_inputs)
+    return resize(gm, graph, copies)

@@ -6,12 +6,13 @@ from the hint; factories (``torch.arange`` ...) are recorded even when no proxy 
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import math
 import operator
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -79,6 +80,7 @@ class HintedProxy(Proxy):
                 "network is not one static graph; take the decision from shapes or attributes, "
                 "or move it out of the model."
             )
+        self.tracer.guard(self)
         return self.hint
 
     def __bool__(self) -> bool:
@@ -202,6 +204,7 @@ class HintedTracer(torch.fx.Tracer):
         self.leaf_types = leaf_types
         self.evaluating = False
         self.entered: set[str] = set()  # paths of the modules that were called
+        self._guarded: set[Node] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch.nn modules, batch norms with their own forward, and the given leaf types."""
@@ -216,7 +219,7 @@ class HintedTracer(torch.fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._tensors = dict(named)
-        with _size_arguments(), _Recorder(self), torch.no_grad():
+        with _patched(), _Recorder(self), torch.no_grad():
             return super().trace(root, concrete_args)
 
     def proxy(self, node: Node) -> Proxy:
@@ -246,6 +249,22 @@ class HintedTracer(torch.fx.Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
 
+    def guard(self, proxy: HintedProxy) -> None:
+        """Assert in the graph that a size which decided the control flow is the one traced.
+
+        The graph would silently compute something else at another size than the model does.
+        """
+        node, value = proxy.node, proxy.hint
+        if self.evaluating or node in self._guarded:
+            return
+        sizes = [proxy] if not isinstance(value, bool) else _operands(node)
+        if not sizes or not all(isinstance(_hint_of(s), _SIZES) for s in sizes):
+            return  # dtypes, devices and flags are free to change, as in the model
+        self._guarded.add(node)
+        condition = self.create_proxy("call_function", operator.eq, (proxy, value), {})
+        message = f"the control flow was captured for {value!r} at {source_line()}: capture again"
+        self.create_proxy("call_function", torch._assert, (condition, message), {})
+
     def create_proxy(
         self,
         kind: str,
@@ -266,7 +285,7 @@ class HintedTracer(torch.fx.Tracer):
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr)
         node = proxy.node
         node.meta["module"] = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-        proxy.hint = self._evaluate(node, kind, target, args, kwargs)
+        proxy.hint = node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
         return proxy
 
     def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
@@ -302,6 +321,21 @@ class HintedTracer(torch.fx.Tracer):
         return tree_map_only(Tensor, _to_meta, result)
 
 
+_SIZES = (int, float, tuple)
+
+
+def _operands(node: Node) -> list[Any]:
+    """What a comparison compares; nothing if the truth value comes from elsewhere."""
+    compared = node.target in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+    return list(node.args) if compared else []
+
+
+def _hint_of(argument: Any) -> Any:
+    if isinstance(argument, Node):
+        return argument.meta["hint"]
+    return argument.hint if _is_proxy(argument) else argument
+
+
 def _is_model_code(target: Any) -> bool:
     module = getattr(target, "__module__", None) or ""
     return isinstance(target, FunctionType) and module.split(".")[0] not in ("torch", "math")
@@ -325,8 +359,21 @@ def _hints(tree: Any) -> Any:
 
 
 @contextmanager
-def _size_arguments() -> Iterator[None]:
-    """Let ``torch.zeros(a, b)`` take proxies: their C++ parser wants ``torch.zeros((a, b))``."""
+def _patched() -> Iterator[None]:
+    """Let builtins and factories take proxies.
+
+    ``max`` and ``min`` of sizes stay symbolic; the C++ parser of ``torch.zeros(a, b)`` wants
+    ``torch.zeros((a, b))``.
+    """
+
+    def extremum(original: Callable[..., Any]) -> Callable[..., Any]:
+        def of(*args: Any, **kwargs: Any) -> Any:
+            found = next((a for a in args if _is_proxy(a)), None)
+            if found is None or kwargs or not all(isinstance(_hint_of(a), (int, float)) for a in args):
+                return original(*args, **kwargs)
+            return found.tracer.create_proxy("call_function", original, args, {})
+
+        return of
 
     def patched(original: Callable[..., Any]) -> Callable[..., Any]:
         def factory(*size: Any, **kwargs: Any) -> Any:
@@ -336,14 +383,13 @@ def _size_arguments() -> Iterator[None]:
 
         return factory
 
-    originals = {name: getattr(torch, name) for name in _SIZE_FACTORIES}
-    try:
-        for name, original in originals.items():
-            setattr(torch, name, patched(original))
+    replacements = {(torch, name): patched(getattr(torch, name)) for name in _SIZE_FACTORIES}
+    replacements |= {(builtins, name): extremum(getattr(builtins, name)) for name in ("max", "min")}
+    with ExitStack() as stack:
+        for (owner, name), replacement in replacements.items():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, replacement)
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(torch, name, original)
 
 
 def forward_arguments(model: nn.Module) -> list[str]:

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from lwdna.channels import Policy
-from lwdna.cost import Cost
 from lwdna.errors import VerificationError
 from lwdna.fx_passes.analyse import analyse, single_batch
 from lwdna.fx_passes.capture import capture
@@ -94,10 +93,10 @@ def round_trip(gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: Any
         copies: a widening, shape (units,), every entry >= 1.
         inputs: real inputs of ``forward``.
     """
-    wide = resize(gm, graph, copies, inputs)
+    wide = resize(gm, graph, copies)
     wide_graph = graph.restrict(copies)
     originals = np.append(True, np.diff(np.repeat(np.arange(graph.units), copies)) > 0)
-    back = resize(wide, wide_graph, originals.astype(np.int64), inputs)
+    back = resize(wide, wide_graph, originals.astype(np.int64))
     return identity(gm, back, inputs)
 
 
@@ -140,17 +139,16 @@ def masked_equivalence(
     return f"{len(small)} outputs within {worst:.1e} of the masked original (float64)"
 
 
-def restriction(graph: ChannelGraph, copies: Copies, resized: GraphModule, inputs: Any) -> str:
+def restriction(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> str:
     """Invariant 4: analysing the resized module gives the restricted channel vectors.
 
     Args:
         graph: channel graph of the original.
         copies: the configuration, shape (units,).
         resized: ``resize(..., copies, ...)``.
-        inputs: as for :func:`analyse`.
     """
     predicted = graph.restrict(copies)
-    found = analyse(resized, inputs, policy=graph.policy)
+    found = analyse(resized, graph.inputs, policy=graph.policy)
     _require(predicted.tensors.keys() == found.tensors.keys(), "restriction: other tensors have channels")
     ours: list[Any] = []
     theirs: list[Any] = []
@@ -190,9 +188,16 @@ def measured_cost(network: nn.Module, inputs: Any) -> tuple[int, int]:
     return counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
 
 
-def cost(predicted: Cost, network: nn.Module, inputs: Any) -> str:
-    """Invariant 5: predicted MACs and params equal the measured ones, exactly."""
-    macs, params = measured_cost(network, inputs)
+def cost(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> str:
+    """Invariant 5: predicted MACs and params equal the measured ones, exactly.
+
+    Args:
+        graph: channel graph of the original.
+        copies: the configuration, shape (units,).
+        resized: ``resize(..., copies, ...)``.
+    """
+    predicted = graph.cost(copies)
+    macs, params = measured_cost(resized, graph.inputs)
     _require(macs == predicted.macs, f"cost: {predicted.macs} MACs predicted, {macs} measured")
     _require(params == predicted.params, f"cost: {predicted.params} params predicted, {params} measured")
     return f"{macs} MACs and {params} params as predicted"
@@ -312,14 +317,14 @@ def verify(
         gm = capture(work, example_inputs)
         graph = analyse(gm, example_inputs, policy=policy)
         fewer = random_copies(graph, keep, rng)
-        small = resize(gm, graph, fewer, example_inputs)
+        small = resize(gm, graph, fewer)
         more = widen_copies(graph, 1.5)
         said = {
             "identity": identity(work, gm, example_inputs),
             "round trip": round_trip(gm, graph, more, example_inputs),
             "masked equivalence": masked_equivalence(gm, graph, fewer, small, example_inputs),
-            "restriction": restriction(graph, fewer, small, example_inputs),
-            "cost": cost(graph.cost(fewer), small, example_inputs),
+            "restriction": restriction(graph, fewer, small),
+            "cost": cost(graph, fewer, small),
             "trains": trains(small, example_inputs),
         }
     return Verification({**said, "untouched": "the model is as it was"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 from torch.fx import GraphModule
@@ -61,7 +60,6 @@ def widen(
     gm: GraphModule,
     graph: ChannelGraph,
     multiplier: Multiplier,
-    example_inputs: Any,
     *,
     seed: int = 0,
 ) -> tuple[GraphModule, ChannelGraph]:
@@ -71,7 +69,6 @@ def widen(
         gm: a captured network; it is not changed.
         graph: its channel graph.
         multiplier: see :func:`widen_copies`.
-        example_inputs: as for :func:`lwdna.analyse`.
         seed: seeds the new entries; see :func:`lwdna.resize`.
 
     Returns:
@@ -83,4 +80,4 @@ def widen(
     Source: METHOD, "widen"; MorphNet's expansion, per group.
     """
     copies = widen_copies(graph, multiplier)
-    return resize(gm, graph, copies, example_inputs, seed=seed), graph.restrict(copies)
+    return resize(gm, graph, copies, seed=seed), graph.restrict(copies)

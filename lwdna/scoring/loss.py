@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from lwdna.errors import ScoringError
 from lwdna.scoring.context import ScoringContext
@@ -92,9 +93,7 @@ def _shape(value: Any) -> str:
 
 
 def _captured_shape(context: ScoringContext) -> str:
-    """Shape of the first input; batch size 1 stands for any."""
-    first = next(iter(context.graph.values.values()), None)
-    shape = getattr(first, "shape", None)
-    if not shape:
-        return "another input"
-    return f"inputs of shape ({', '.join(['N', *map(str, shape[1:])])})"
+    """Shapes of the inputs; a batch size of N stands for any."""
+    shapes = [t.shape for t in tree_leaves(context.graph.inputs) if isinstance(t, Tensor)]
+    named = (f"({', '.join(['N', *map(str, shape[1:])])})" for shape in shapes)
+    return f"inputs of shape {', '.join(named)}"

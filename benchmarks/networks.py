@@ -1,0 +1,95 @@
+"""The reference networks: one list for the benchmarks and the tests.
+
+A network is named ``"library:name"``. All are built without pretrained weights.
+"""
+
+from __future__ import annotations
+
+import timm
+import torchvision
+from torch import nn
+
+Size = tuple[int, int, int]
+
+#: Every mechanism that couples channels occurs in at least one of them.
+NETWORKS: tuple[str, ...] = (
+    "timm:resnet18",
+    "timm:resnet50",
+    "timm:resnext50_32x4d",
+    "timm:regnetx_040",
+    "timm:regnety_004",
+    "timm:mobilenetv1_100",
+    "timm:mobilenetv2_100",
+    "timm:mobilenetv3_small_100",
+    "timm:efficientnet_b0",
+    "timm:densenet121",
+    "timm:vgg11_bn",
+    "timm:convnext_tiny",
+    "timm:res2net50_26w_4s",
+    "timm:resnest14d",
+    "timm:skresnet18",
+    "timm:hrnet_w18_small",
+    "timm:dla34",
+    "timm:cspdarknet53",
+    "timm:repvgg_a0",
+    "timm:ghostnet_100",
+    "timm:eca_resnet33ts",
+    "timm:nfnet_f0",
+    "timm:inception_v3",
+    "timm:nasnetalarge",
+    "timm:mixer_s32_224",
+    "timm:vit_tiny_patch16_224",
+    "timm:swin_tiny_patch4_window7_224",
+    "timm:mobilevit_xxs",
+    "timm:xcit_nano_12_p8_224",
+    "timm:sequencer2d_s",
+    "torchvision:resnet50",
+    "torchvision:shufflenet_v2_x1_0",
+    "torchvision:swin_t",
+    "torchvision:deeplabv3_resnet50",
+    "torchvision:fcn_resnet50",
+    "torchvision:squeezenet1_1",
+)
+
+_SMALL = 96  # pixels; the reference resolution of tests
+#: Below these, the network takes another branch than at its default size.
+_SMALL_EXCEPTIONS = {"torchvision:swin_t": 224, "timm:mobilevit_xxs": 128, "timm:vgg11_bn": 224}
+
+
+def build(name: str) -> tuple[nn.Module, Size]:
+    """Build a network with random weights.
+
+    The weights follow the global random state: call ``torch.manual_seed`` before.
+
+    Args:
+        name: ``"timm:resnet18"``, ``"torchvision:resnet50"``; any network of the two libraries.
+
+    Returns:
+        The network in training mode, and its default input size (C, H, W).
+
+    Raises:
+        ValueError: the library is neither timm nor torchvision.
+    """
+    library, _, model = name.partition(":")
+    if library == "timm":
+        network = timm.create_model(model, pretrained=False)
+        return network, tuple(network.default_cfg["input_size"])
+    if library == "torchvision":
+        backbone = {"weights_backbone": None} if _is_segmentation(model) else {}
+        return torchvision.models.get_model(model, weights=None, **backbone), (3, 224, 224)
+    raise ValueError(f"{name!r}: write 'timm:<name>' or 'torchvision:<name>'")
+
+
+def _is_segmentation(model: str) -> bool:
+    return model in torchvision.models.list_models(module=torchvision.models.segmentation)
+
+
+def small_size(name: str) -> Size:
+    """The smallest input size (C, H, W) that is worth testing: the default where it is fixed."""
+    library, _, model = name.partition(":")
+    if library == "timm":
+        config = timm.get_pretrained_cfg(model)
+        if config is not None and config.fixed_input_size:
+            return config.input_size
+    side = _SMALL_EXCEPTIONS.get(name, _SMALL)
+    return 3, side, side
