@@ -21,7 +21,7 @@ import lwdna
 from benchmarks.photos import PHOTOS, batches
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+import matplotlib.pyplot as plt
 
 BUDGET = lwdna.Budget(flops_paper=3.7307e9)  # Li et al., CVPR 2021: 90.60 % of ResNet-50's
 FLOORS = lwdna.Floors(fraction=0.4, absolute=4, classifier=0.45)
@@ -37,10 +37,16 @@ def main() -> None:
     model = torchvision.models.resnet50(weights=None)
     started = time.perf_counter()
     net = lwdna.shrink(
-        model, BUDGET, data=batches(2, args.batch, seed=args.seed), widen=2.0, floors=FLOORS, seed=args.seed
+        model,
+        BUDGET,
+        data=batches(2, args.batch, seed=args.seed),
+        widen=2.0,
+        floors=FLOORS,
+        seed=args.seed,
     )
     dna: lwdna.Dna = net.meta["lwdna"]
-    say(f"\nResNet-50 -> LW-DNA in {time.perf_counter() - started:.1f} s (criterion {dna.criterion})\n")
+    seconds = time.perf_counter() - started
+    say(f"\nResNet-50 -> LW-DNA in {seconds:.1f} s (criterion {dna.criterion})\n")
     say(width_table(dna))
     say("\n" + cost_table(dna))
     picture = args.output / "resnet50_widths.png"
@@ -53,12 +59,16 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=16, help="photograph crops per batch")
     parser.add_argument("--steps", type=int, default=6, help="training steps of the result")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for picture and JSON")
+    parser.add_argument(
+        "--output", type=Path, default=Path("out"), help="folder for picture and JSON"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     return args

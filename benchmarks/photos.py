@@ -19,7 +19,9 @@ PHOTOS = (
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def batches(n: int, size: int, *, resolution: int = 224, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    n: int, size: int, *, resolution: int = 224, seed: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``n`` batches of random crops of the photographs, as ImageNet training makes them.
 
     Args:

@@ -1,7 +1,7 @@
 """lwdna: layer-wise differentiated network architectures by shrinking a widened network once."""
 
 from lwdna.api import shrink
-from lwdna.budget import Budget, Floors, Selection, attainable, select
+from lwdna.budget import Budget, Floors, attainable
 from lwdna.cost import Cost
 from lwdna.dna import Dna, GroupWidth
 from lwdna.errors import (
@@ -14,7 +14,7 @@ from lwdna.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from lwdna.explain import Explanation, explain
+from lwdna.explanation import Explanation, explain
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
@@ -23,6 +23,7 @@ from lwdna.fx_passes.verify import Verification, verify
 from lwdna.fx_passes.widen import widen
 from lwdna.graph import ChannelGraph, ChannelGroup
 from lwdna.scoring import ScoringContext, criteria, criterion, score
+from lwdna.selection import Selection, select
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm import tqdm
 
-from lwdna.budget import Budget, Floors, Selection, attainable, check_attainable, select
+from lwdna.budget import Budget, Floors, attainable, check_attainable
 from lwdna.channels import Policy
 from lwdna.cost import Cost
 from lwdna.dna import Dna, GroupWidth, versions
@@ -28,6 +28,7 @@ from lwdna.fx_passes.widen import widen as widen_graph
 from lwdna.graph import ChannelGraph
 from lwdna.inputs import default_inputs
 from lwdna.scoring import Criterion, ScoringContext, as_batches, get, score, synthetic
+from lwdna.selection import Selection, select
 
 _SYNTHETIC_BATCH = 8
 
@@ -134,7 +135,7 @@ def check_model(model: nn.Module) -> None:
     for name, p in parameters.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise UnsupportedModelError(
-                f"parameter {name!r} is lazy and not initialised yet: run the model on a batch first"
+                f"parameter {name!r} is lazy and not initialised: run the model on a batch first"
             )
         if p.dtype in (torch.float16, torch.bfloat16):
             raise UnsupportedModelError(

@@ -253,8 +253,12 @@ class ChannelSpace:
             chosen = choose_axis(policy, first.node, first.sizes, live)
             for k in live:
                 if k != chosen:
-                    self.freeze(first.axes[k], f"choice point: axis {chosen} of {first.sizes}", first.node)
-        for r in self.rectangles:  # a later union may have frozen more; the unions below keep it right
+                    self.freeze(
+                        first.axes[k], f"choice point: axis {chosen} of {first.sizes}", first.node
+                    )
+        for (
+            r
+        ) in self.rectangles:  # a later union may have frozen more; the unions below keep it right
             self.choices.append(self._chosen(r))
 
     def _live(self, r: Rectangle) -> tuple[int, ...]:

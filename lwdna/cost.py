@@ -100,7 +100,9 @@ class CostModel:
 
     def per_term(self, widths: Ids) -> NDArray[np.int64]:
         """Value of every term, shape (terms,), int64."""
-        product: NDArray[np.int64] = self._coefficients * self.lengths(widths)[self._factors].prod(axis=1)
+        product: NDArray[np.int64] = self._coefficients * self.lengths(widths)[self._factors].prod(
+            axis=1
+        )
         return product
 
     def __call__(self, widths: Ids) -> Cost:

@@ -30,9 +30,7 @@ class BudgetError(LwdnaError, ValueError):
         attainable: metric name -> (least, most) that the floors and the widening allow.
     """
 
-    def __init__(
-        self, message: str, attainable: dict[str, tuple[int, int]] | None = None
-    ) -> None:
+    def __init__(self, message: str, attainable: dict[str, tuple[int, int]] | None = None) -> None:
         super().__init__(message)
         self.attainable = attainable or {}
 

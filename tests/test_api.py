@@ -158,7 +158,9 @@ def test_without_data_noise_is_scored_with_a_warning(net: Net) -> None:
 
 
 def test_segmentation_without_data() -> None:
-    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None
+    )
     with pytest.warns(UserWarning, match="synthetic noise"):
         net = lwdna.shrink(model, 0.8, widen=1.0, example_inputs=torch.empty(2, 3, 64, 64))
     assert net.eval()(torch.randn(1, 3, 64, 64))["out"].shape == (1, 21, 64, 64)
@@ -208,7 +210,9 @@ def test_explain_prints_what_it_returns(net: Net, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("size", [24, 40])
 def test_print_reads_like_the_original(size: int) -> None:
     model = torchvision.models.resnet18(weights=None)
-    net = lwdna.shrink(model, 0.9, widen=1.0, criterion="random", example_inputs=torch.empty(2, 3, size, size))
+    net = lwdna.shrink(
+        model, 0.9, widen=1.0, criterion="random", example_inputs=torch.empty(2, 3, size, size)
+    )
     text = repr(copy.deepcopy(net))
     assert text == repr(net)
     assert text.startswith("ResNet(")
@@ -325,9 +329,11 @@ def test_bad_input_is_refused_by_its_own_error_and_changes_nothing(case: str) ->
         with pytest.raises(error, match=message):
             lwdna.shrink(model, arguments.pop("budget"), **arguments)
 
-    if isinstance(model, nn.Module) and not any(
-        isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()
-    ) and case != "two devices":
+    if (
+        isinstance(model, nn.Module)
+        and not any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters())
+        and case != "two devices"
+    ):
         with verify.untouched(model):
             attempt()
     else:

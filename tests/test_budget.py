@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwdna.budget import Budget, Floors, Selection, attainable, select
+from lwdna.budget import Budget, Floors, attainable
 from lwdna.channels import Slot
 from lwdna.cost import METRICS, Cost, Term
 from lwdna.errors import BudgetError, LwdnaError, ScoringError
 from lwdna.graph import ChannelGraph, ChannelGroup
+from lwdna.selection import Selection, select
 from tests.scoring.networks import Concatenated, Depthwise, Net, Residual, analysed
 
 NO_FLOORS = Floors(0, 1, 0)
@@ -404,7 +405,9 @@ def test_bad_floors(given_: dict[str, float], error: type[Exception], message: s
 
 def test_budget_below_the_floors() -> None:
     graph = toy(10, 10)  # floors of 4: 4 + 16 + 4 = 24 of 120
-    message = r"below the least .*: 23 macs wanted, 24 to 120 attainable. Raise the budget, or lower"
+    message = (
+        r"below the least .*: 23 macs wanted, 24 to 120 attainable. Raise the budget, or lower"
+    )
     with pytest.raises(BudgetError, match=message) as caught:
         select(graph, np.zeros(graph.units), {"macs": 23})
     assert caught.value.attainable["macs"] == (24, 120)
@@ -415,7 +418,9 @@ def test_budget_below_the_floors() -> None:
 
 def test_budget_above_the_network() -> None:
     graph = toy(10, 10)
-    message = r"above what this network reaches: 150 macs wanted, 24 to 120 attainable. Widen it more"
+    message = (
+        r"above what this network reaches: 150 macs wanted, 24 to 120 attainable. Widen it more"
+    )
     with pytest.raises(BudgetError, match=message) as caught:
         select(graph, np.zeros(graph.units), {"macs": 150})
     assert caught.value.attainable["params"] == (24, 120)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from benchmarks.networks import NETWORKS, build, small_size
 
 import lwdna
+from benchmarks.networks import NETWORKS, build, small_size
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.widen import widen_copies
 
@@ -45,7 +45,9 @@ def test_shrinking_to_70_percent_keeps_every_invariant(name: str) -> None:
     verify.stir(model)
     full, small = torch.empty(2, *size), torch.randn(2, *small_size(name))
     with verify.untouched(model):
-        net = lwdna.shrink(model, 0.7, widen=1.0, criterion="random", data=None, example_inputs=full)
+        net = lwdna.shrink(
+            model, 0.7, widen=1.0, criterion="random", data=None, example_inputs=full
+        )
     dna = net.meta["lwdna"]
     assert 0.6965 <= dna.after.macs / dna.before.macs <= 0.7, dna.note
 
@@ -65,7 +67,7 @@ def test_shrinking_to_70_percent_keeps_every_invariant(name: str) -> None:
 def test_a_wrong_width_is_noticed() -> None:
     """The oracle of the tests above fails when one channel is not the one that was meant."""
     torch.manual_seed(0)
-    model, size = build("timm:resnet18")
+    model, _ = build("timm:resnet18")
     verify.stir(model)
     x = torch.randn(2, 3, 64, 64)
     gm = lwdna.capture(model, x)

@@ -25,7 +25,8 @@ from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.rules import OpCall, rule_for
-from lwdna.graph import ChannelGraph, TensorChannels, WeightRole, build_graph
+from lwdna.graph import ChannelGraph, TensorChannels, WeightRole
+from lwdna.graph_builder import build_graph
 
 _OPAQUE_FUNCTIONS = {torch.nn.functional.multi_head_attention_forward}
 
@@ -38,7 +39,7 @@ class ChannelMode(TorchDispatchMode):
     """
 
     def __init__(self, root: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.space = ChannelSpace()
         self.node = ""
         self.terms: list[Term] = []
@@ -98,7 +99,7 @@ class ChannelMode(TorchDispatchMode):
         """Record an operator quantity that is the length of a vector."""
         self.facts.setdefault(self.node, {})[key] = vector
 
-    def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int, out: Tensor) -> None:
+    def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int) -> None:
         """Record which dimensions of the parameter behind ``weight`` are outputs and inputs."""
         name = self.origin(weight)
         if name is None or len(self.tensors.get(name, ())) != weight.dim():
@@ -182,10 +183,12 @@ class ChannelInterpreter(torch.fx.Interpreter):
 
     def _module_constraints(self, n: Node, result: Any) -> None:
         module = self.fetch_attr(str(n.target))
-        modules.couple_hidden(module, str(n.target), self.mode.space, self.mode.vectors, n.name)
+        modules.couple_hidden(module, self.mode.space, self.mode.vectors, n.name)
         reason = modules.unsupported(module)
         if reason is not None:
-            self._freeze((self.args_of(n), result, list(module.parameters()), list(module.buffers())), reason)
+            self._freeze(
+                (self.args_of(n), result, list(module.parameters()), list(module.buffers())), reason
+            )
 
     def _freeze(self, tree: Any, reason: str) -> None:
         for t in tree_leaves(tree):

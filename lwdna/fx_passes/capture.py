@@ -76,7 +76,7 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 
 def _recapture(model: GraphModule) -> GraphModule:
-    """A captured module is its own capture; tracing it again would lose nothing and gain nothing."""
+    """A captured module is its own capture: tracing it again would gain nothing."""
     new: GraphModule = detached_copy(model)
     return new
 
@@ -167,7 +167,8 @@ def _follow_mode(graph: Graph, in_eval: Node, in_train: Node) -> None:
 def has_effect(node: Node) -> bool:
     """Whether a node does something besides returning a value."""
     if node.op == "call_method":
-        return node.target.endswith("_") and not node.target.endswith("__")
+        method = str(node.target)
+        return method.endswith("_") and not method.endswith("__")
     if node.op != "call_function":
         return node.is_impure()
     name = getattr(node.target, "__name__", "")

@@ -54,8 +54,7 @@ def _scaling(
     std: float, fan_in: int | None, fan_out: int | None
 ) -> Literal["fan_in", "fan_out", "fixed"]:
     fits_in, fits_out = (
-        fan is not None
-        and any(abs(std / (gain / fan) ** 0.5 - 1) < _TOLERANCE for gain in _GAINS)
+        fan is not None and any(abs(std / (gain / fan) ** 0.5 - 1) < _TOLERANCE for gain in _GAINS)
         for fan in (fan_in, fan_out)
     )
     if fits_out and not fits_in:
@@ -80,4 +79,5 @@ def draw(law: InitLaw, like: Tensor, ratio: float, generator: torch.Generator) -
         noise = (torch.rand(shape, generator=generator) * 2 - 1) * 3**0.5
     else:
         noise = torch.randn(shape, generator=generator)
-    return (law.mean + std * noise).to(dtype=like.dtype, device=like.device)
+    drawn: Tensor = law.mean + std * noise
+    return drawn.to(dtype=like.dtype, device=like.device)

@@ -114,7 +114,9 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(tree) if isinstance(t, Tensor)]
 
 
-def run_masked(gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]) -> Any:
+def run_masked(
+    gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]
+) -> Any:
     """Output of ``gm`` with the units of 0 copies disregarded (evaluation mode).
 
     Args:

@@ -40,7 +40,7 @@ def unsupported(module: nn.Module) -> str | None:
         holds = any(p is not None for p in (*child._parameters.values(), *child._buffers.values()))
         if holds and _resizer(child) is None:
             return f"module type {type(child).__name__} has no resize rule"
-        if isinstance(child, nn.RNNBase) and getattr(child, "proj_size", 0):
+        if isinstance(child, nn.RNNBase) and child.proj_size:
             return "an LSTM with projections has no resize rule"
     return None
 
@@ -53,7 +53,9 @@ def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ..
             resizer(child, facts, out_shape)
 
 
-def couple_hidden(module: nn.Module, path: str, space: ChannelSpace, vectors: Callable[[Any], Vectors], node: str) -> None:
+def couple_hidden(
+    module: nn.Module, space: ChannelSpace, vectors: Callable[[Any], Vectors], node: str
+) -> None:
     """All layers and directions of a recurrent module share one ``hidden_size``."""
     if isinstance(module, nn.RNNBase):
         hidden = [
@@ -106,7 +108,7 @@ def _embedding(m: nn.Embedding, facts: Mapping[str, int], out_shape: tuple[int, 
 
 
 @resizes(nn.RNNBase)
-def _recurrent(m: nn.RNNBase, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+def _recurrent(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     m.input_size = m.weight_ih_l0.shape[1]
     m.hidden_size = m.weight_hh_l0.shape[1]
 

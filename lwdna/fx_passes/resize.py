@@ -9,19 +9,24 @@ import torch.fx
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, modules
 from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
-from lwdna.fx_passes.literals import Repair, check_shapes, drop_broken_assertion, holds_tensors, repair
+from lwdna.fx_passes.literals import (
+    Repair,
+    check_shapes,
+    drop_broken_assertion,
+    holds_tensors,
+    repair,
+)
 from lwdna.fx_passes.module import copy_with, meta_twin
 from lwdna.graph import ChannelGraph, Copies, TensorChannels, entry_map
 
 
 @graph_pass(requires=(captured, described), ensures=(same_names, nothing_shared))
-def resize(
-    gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 0
-) -> GraphModule:
+def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 0) -> GraphModule:
     """Re-index every parameter and repair every literal.
 
     Args:
@@ -126,7 +131,9 @@ def _update_modules(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> Non
 class _LiteralRepair(torch.fx.Interpreter):
     """Runs the new graph on meta tensors, repairing each node before it runs."""
 
-    def __init__(self, twin: GraphModule, gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
+    def __init__(
+        self, twin: GraphModule, gm: GraphModule, graph: ChannelGraph, copies: Copies
+    ) -> None:
         super().__init__(twin, garbage_collect_values=False, graph=gm.graph)
         self.channels, self.copies = graph, copies
 
@@ -169,8 +176,8 @@ def _repair_literals(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> No
     with torch.inference_mode():
         _LiteralRepair(twin, gm, graph, copies).run(*graph.inputs)
     for node in reversed(gm.graph.nodes):  # numbers that repairs have made superfluous
-        if not node.users and node.op == "call_function" and not node.is_impure():
-            if not holds_tensors(graph.values.get(node.name)):
-                gm.graph.erase_node(node)
+        number = node.op == "call_function" and not holds_tensors(graph.values.get(node.name))
+        if number and not node.users and not node.is_impure():
+            gm.graph.erase_node(node)
     gm.graph.lint()
     gm.recompile()

@@ -7,10 +7,7 @@ from the hint; factories (``torch.arange`` ...) are recorded even when no proxy 
 from __future__ import annotations
 
 import builtins
-import inspect
-import math
 import operator
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
@@ -24,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any, tree_map, tree_map_only
 
 from lwdna.errors import CaptureError
+from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 
 _FACTORY_NAMES = (
     "arange bartlett_window blackman_window empty eye full hamming_window hann_window linspace"
@@ -31,133 +29,6 @@ _FACTORY_NAMES = (
 )
 _FACTORIES = {getattr(torch, name): name for name in _FACTORY_NAMES.split()}
 _SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
-_INVARIANT = ("ndim", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout", "names")
-_OPAQUE = object()
-
-
-def source_line() -> str:
-    """The innermost frame of the model's own code, as ``file:line: text``."""
-    for frame in reversed(traceback.extract_stack()):
-        inside = ("/torch/", "/lwdna/fx_passes/", "<eval_with_key>")
-        if not any(part in frame.filename.replace("\\", "/") for part in inside):
-            return f"{frame.filename}:{frame.lineno}: {frame.line}"
-    return "(unknown source line)"
-
-
-class HintedProxy(Proxy):
-    """A proxy with the value it would have on meta tensors."""
-
-    hint: Any
-
-    def __init__(self, node: Node, tracer: HintedTracer, hint: Any = _OPAQUE) -> None:
-        super().__init__(node, tracer)
-        self.hint = hint
-
-    @property
-    def __class__(self) -> type:  # isinstance(proxy, Tensor | int | tuple) answers for the value
-        return type(self.__dict__.get("hint"))
-
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        raise TypeError("a proxy's class follows its hint")
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
-        value = getattr(self.hint, name)
-        if callable(value) and not isinstance(value, Tensor):
-            if name == "dim" and isinstance(self.hint, Tensor):
-                return value
-            return _BoundMethod(self, name)
-        if name in _INVARIANT and isinstance(self.hint, Tensor):
-            return value
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-
-    def _concrete(self, what: str) -> Any:
-        if isinstance(self.hint, Tensor):
-            raise CaptureError(
-                f"{what} of a tensor's values decides the control flow at {source_line()}. The "
-                "network is not one static graph; take the decision from shapes or attributes, "
-                "or move it out of the model."
-            )
-        self.tracer.guard(self)
-        return self.hint
-
-    def __bool__(self) -> bool:
-        return bool(self._concrete("the truth"))
-
-    def __index__(self) -> int:
-        return operator.index(self._concrete("an index"))
-
-    def __int__(self) -> int:
-        return int(self._concrete("the integer"))
-
-    def __float__(self) -> float:
-        return float(self._concrete("the float"))
-
-    def __len__(self) -> int:
-        return len(self.hint)
-
-    def __contains__(self, item: Any) -> bool:
-        return any(bool(entry == item) for entry in self)
-
-    def __iter__(self) -> Iterator[Any]:
-        if isinstance(self.hint, dict):
-            return iter(self.hint)
-        return iter([self[i] for i in range(len(self.hint))])
-
-    def keys(self) -> Any:
-        return self.hint.keys()
-
-    def values(self) -> Any:
-        return [self[key] for key in self.hint]
-
-    def items(self) -> Any:
-        return [(key, self[key]) for key in self.hint]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __format__(self, spec: str) -> str:
-        return format(self.hint if not isinstance(self.hint, Tensor) else repr(self), spec)
-
-    def __round__(self, digits: int | None = None) -> Any:
-        arguments = (self,) if digits is None else (self, digits)
-        return self.tracer.create_proxy("call_function", round, arguments, {})
-
-    def __ceil__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
-
-    def __floor__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
-
-    def __trunc__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
-
-
-def _in_place(name: str) -> Callable[[HintedProxy, Any], Any]:
-    function = getattr(operator, name)
-
-    def method(self: HintedProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv"):
-    setattr(HintedProxy, f"__{_name}__", _in_place(_name))
-
-
-class _BoundMethod:
-    """A method of a hinted value, recorded when called."""
-
-    def __init__(self, owner: HintedProxy, name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.owner.tracer.create_proxy(
-            "call_method", self.name, (self.owner, *args), kwargs
-        )
 
 
 class _Recorder(TorchFunctionMode):
@@ -173,7 +44,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tracer.evaluating:
             return func(*args, **kwargs)
-        if func not in _FACTORIES and not tree_any(_is_proxy, (args, kwargs)):
+        if func not in _FACTORIES and not tree_any(is_proxy, (args, kwargs)):
             return func(*args, **kwargs)
         if torch.overrides.is_tensor_method_or_property(func):
             name = func.__name__
@@ -181,10 +52,6 @@ class _Recorder(TorchFunctionMode):
                 return getattr(args[0], func.__self__.__name__)
             return self.tracer.create_proxy("call_method", name, args, kwargs)
         return self.tracer.create_proxy("call_function", func, args, kwargs)
-
-
-def _is_proxy(value: Any) -> bool:
-    return type(value) is HintedProxy
 
 
 class HintedTracer(torch.fx.Tracer):
@@ -223,18 +90,19 @@ class HintedTracer(torch.fx.Tracer):
             return super().trace(root, concrete_args)
 
     def proxy(self, node: Node) -> Proxy:
+        """A hinted proxy; see :class:`torch.fx.Tracer`."""
         return HintedProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
+        """Lower a value to a node argument; parameters and buffers are looked up by identity."""
         if type(a) is HintedProxy:
             return a.node
         if isinstance(a, Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})
         return super().create_arg(a)
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record or trace through a module call; run it while hints are evaluated."""
         if self.evaluating:
             return forward(*args, **kwargs)
         self._forward = forward
@@ -242,6 +110,7 @@ class HintedTracer(torch.fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A proxy for parameters and buffers (one node each), the value for the rest."""
         name = None if self.evaluating else self._names.get(id(attr_val))
         if name is None:
             return attr_val
@@ -258,7 +127,7 @@ class HintedTracer(torch.fx.Tracer):
         if self.evaluating or node in self._guarded:
             return
         sizes = [proxy] if not isinstance(value, bool) else _operands(node)
-        if not sizes or not all(isinstance(_hint_of(s), _SIZES) for s in sizes):
+        if not sizes or not all(isinstance(hint_of(s), _SIZES) for s in sizes):
             return  # dtypes, devices and flags are free to change, as in the model
         self._guarded.add(node)
         condition = self.create_proxy("call_function", operator.eq, (proxy, value), {})
@@ -284,8 +153,12 @@ class HintedTracer(torch.fx.Tracer):
             return target(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr)
         node = proxy.node
-        node.meta["module"] = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-        proxy.hint = node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
+        node.meta["module"] = (
+            next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
+        )
+        node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
+        assert is_proxy(proxy)
+        proxy.hint = node.meta["hint"]  # type: ignore[attr-defined]
         return proxy
 
     def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
@@ -326,14 +199,15 @@ _SIZES = (int, float, tuple)
 
 def _operands(node: Node) -> list[Any]:
     """What a comparison compares; nothing if the truth value comes from elsewhere."""
-    compared = node.target in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+    compared = node.target in (
+        operator.eq,
+        operator.ne,
+        operator.lt,
+        operator.le,
+        operator.gt,
+        operator.ge,
+    )
     return list(node.args) if compared else []
-
-
-def _hint_of(argument: Any) -> Any:
-    if isinstance(argument, Node):
-        return argument.meta["hint"]
-    return argument.hint if _is_proxy(argument) else argument
 
 
 def _is_model_code(target: Any) -> bool:
@@ -351,7 +225,7 @@ def _hints(tree: Any) -> Any:
     def hint(value: Any) -> Any:
         if isinstance(value, slice):
             return slice(*(hint(v) for v in (value.start, value.stop, value.step)))
-        if _is_proxy(value):
+        if is_proxy(value):
             return value.hint
         return _to_meta(value)
 
@@ -368,8 +242,12 @@ def _patched() -> Iterator[None]:
 
     def extremum(original: Callable[..., Any]) -> Callable[..., Any]:
         def of(*args: Any, **kwargs: Any) -> Any:
-            found = next((a for a in args if _is_proxy(a)), None)
-            if found is None or kwargs or not all(isinstance(_hint_of(a), (int, float)) for a in args):
+            found = next((a for a in args if is_proxy(a)), None)
+            if (
+                found is None
+                or kwargs
+                or not all(isinstance(hint_of(a), (int, float)) for a in args)
+            ):
                 return original(*args, **kwargs)
             return found.tracer.create_proxy("call_function", original, args, {})
 
@@ -377,7 +255,7 @@ def _patched() -> Iterator[None]:
 
     def patched(original: Callable[..., Any]) -> Callable[..., Any]:
         def factory(*size: Any, **kwargs: Any) -> Any:
-            if len(size) > 1 or (size and _is_proxy(size[0]) and isinstance(size[0], int)):
+            if len(size) > 1 or (size and is_proxy(size[0]) and isinstance(size[0], int)):
                 size = (size,)
             return original(*size, **kwargs)
 
@@ -390,12 +268,3 @@ def _patched() -> Iterator[None]:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, replacement)
         yield
-
-
-def forward_arguments(model: nn.Module) -> list[str]:
-    """Names of the positional arguments of ``model.forward``."""
-    return [
-        p.name
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]

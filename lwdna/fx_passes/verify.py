@@ -7,8 +7,7 @@ statement of what it compared otherwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from lwdna.channels import Policy
-from lwdna.errors import VerificationError
 from lwdna.fx_passes.analyse import analyse, single_batch
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.masked import run_masked
 from lwdna.fx_passes.module import detached_copy, meta_twin
 from lwdna.fx_passes.resize import resize
+from lwdna.fx_passes.state import require, stir, untouched
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph, Copies
 
@@ -40,24 +39,6 @@ def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
         return [t for t in tree_leaves(network(*inputs)) if isinstance(t, Tensor)]
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise VerificationError(message)
-
-
-def stir(network: nn.Module, *, seed: int = 0) -> None:
-    """Give constant parameters and statistics non-trivial values, in place.
-
-    Fresh networks hide errors: a last batch norm of zeros silences a branch, a classifier of zeros
-    the whole network. Run this on a copy before :func:`masked_equivalence`.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for t in (*network.parameters(), *network.buffers()):
-        if t.is_floating_point() and t.dim() and bool((t == t.flatten()[0]).all()):
-            noise = torch.rand(t.shape, generator=generator).to(t)
-            t.data.add_(0.2 * noise + 0.05)
-
-
 def identity(model: nn.Module, gm: GraphModule, inputs: Any) -> str:
     """Invariant 1: the captured (or all-kept) module is bit-identical to the model.
 
@@ -67,14 +48,16 @@ def identity(model: nn.Module, gm: GraphModule, inputs: Any) -> str:
         inputs: real inputs of ``forward``.
     """
     ours, theirs = gm.state_dict(), model.state_dict()
-    _require(list(ours) == list(theirs), f"identity: state_dict keys differ: {set(ours) ^ set(theirs)}")
+    require(
+        list(ours) == list(theirs), f"identity: state_dict keys differ: {set(ours) ^ set(theirs)}"
+    )
     for key, value in theirs.items():
-        _require(torch.equal(ours[key], value), f"identity: {key} differs")
+        require(torch.equal(ours[key], value), f"identity: {key} differs")
     a = _outputs(detached_copy(model).eval(), as_tuple(inputs))
     b = _outputs(detached_copy(gm).eval(), as_tuple(inputs))
-    _require(len(a) == len(b), f"identity: {len(a)} outputs became {len(b)}")
+    require(len(a) == len(b), f"identity: {len(a)} outputs became {len(b)}")
     for k, (x, y) in enumerate(zip(a, b, strict=True)):
-        _require(torch.equal(x, y), f"identity: output {k} differs by {_difference(x, y)}")
+        require(torch.equal(x, y), f"identity: output {k} differs by {_difference(x, y)}")
     return f"{len(ours)} entries and {len(a)} outputs bit-identical"
 
 
@@ -132,9 +115,11 @@ def masked_equivalence(
     ]
     worst = 0.0
     for k, (x, y) in enumerate(zip(small, masked, strict=True)):
-        _require(x.shape == y.shape, f"masked equivalence: output {k}: {_difference(x, y)}")
+        require(x.shape == y.shape, f"masked equivalence: output {k}: {_difference(x, y)}")
         error = float((x - y).abs().max() / y.abs().max().clamp_min(1e-300))
-        _require(error <= tolerance, f"masked equivalence: output {k} is off by {error:.3g} (relative)")
+        require(
+            error <= tolerance, f"masked equivalence: output {k} is off by {error:.3g} (relative)"
+        )
         worst = max(worst, error)
     return f"{len(small)} outputs within {worst:.1e} of the masked original (float64)"
 
@@ -149,7 +134,9 @@ def restriction(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> st
     """
     predicted = graph.restrict(copies)
     found = analyse(resized, graph.inputs, policy=graph.policy)
-    _require(predicted.tensors.keys() == found.tensors.keys(), "restriction: other tensors have channels")
+    require(
+        predicted.tensors.keys() == found.tensors.keys(), "restriction: other tensors have channels"
+    )
     ours: list[Any] = []
     theirs: list[Any] = []
     frozen: list[Any] = []
@@ -157,15 +144,19 @@ def restriction(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> st
         for d, (a, b) in enumerate(zip(vectors, found.tensors[name], strict=True)):
             if a is None or len(a) == 1:
                 continue
-            _require(b is not None and len(a) == len(b), f"restriction: {name}[{d}] differs in length")
+            require(
+                b is not None and len(a) == len(b), f"restriction: {name}[{d}] differs in length"
+            )
             ours.append(a)
             theirs.append(b)
             alike = predicted.prunable[predicted.group_of[a]] == found.prunable[found.group_of[b]]
             frozen.append(alike)
-            _require(bool(alike.all()), f"restriction: {name}[{d}] is prunable on one side only")
+            require(bool(alike.all()), f"restriction: {name}[{d}] is prunable on one side only")
     same = np.array_equal(*(_canonical(np.concatenate(side)) for side in (ours, theirs)))
-    _require(same, "restriction: the channels hang together differently")
-    _require(predicted.cost() == found.cost(), f"restriction: {predicted.cost()} became {found.cost()}")
+    require(same, "restriction: the channels hang together differently")
+    require(
+        predicted.cost() == found.cost(), f"restriction: {predicted.cost()} became {found.cost()}"
+    )
     return f"{len(ours)} channel vectors equal"
 
 
@@ -198,36 +189,16 @@ def cost(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> str:
     """
     predicted = graph.cost(copies)
     macs, params = measured_cost(resized, graph.inputs)
-    _require(macs == predicted.macs, f"cost: {predicted.macs} MACs predicted, {macs} measured")
-    _require(params == predicted.params, f"cost: {predicted.params} params predicted, {params} measured")
+    require(macs == predicted.macs, f"cost: {predicted.macs} MACs predicted, {macs} measured")
+    require(
+        params == predicted.params, f"cost: {predicted.params} params predicted, {params} measured"
+    )
     return f"{macs} MACs and {params} params as predicted"
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Invariant 6: the block leaves values, modes, gradients, flags, device and RNG as they were."""
-    before = _snapshot(model)
-    yield
-    for key, value in _snapshot(model).items():
-        same = torch.equal(value, before[key]) if isinstance(value, Tensor) else value == before[key]
-        _require(bool(same), f"untouched: {key} of the input model changed")
-
-
-def _snapshot(model: nn.Module) -> dict[str, Any]:
-    state: dict[str, Any] = {"random state": torch.get_rng_state()}
-    for name, t in (*model.named_parameters(), *model.named_buffers()):
-        state[f"{name}"] = t.detach().clone()
-        state[f"{name} (object, flag, device)"] = (id(t), t.requires_grad, t.device)
-        if t.grad is not None:
-            state[f"{name}.grad"] = t.grad.clone()
-    for name, module in model.named_modules():
-        state[f"{name or 'model'} (type, mode)"] = (type(module), module.training)
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        state[f"{name or 'model'} (attributes, hooks)"] = (sorted(vars(module)), *map(len, hooks))
-    return state
-
-
-def trains(network: GraphModule, inputs: Any, *, loss_fn: Callable[[Any], Tensor] | None = None) -> str:
+def trains(
+    network: GraphModule, inputs: Any, *, loss_fn: Callable[[Any], Tensor] | None = None
+) -> str:
     """Invariant 7: modes act, batch sizes 1 and 3 work, gradients are finite, state round-trips.
 
     Args:
@@ -237,32 +208,41 @@ def trains(network: GraphModule, inputs: Any, *, loss_fn: Callable[[Any], Tensor
     """
     work: GraphModule = detached_copy(network)
     work.eval()
-    _require(not any(m.training for m in work.modules()), "trains: eval() does not reach a module")
+    require(not any(m.training for m in work.modules()), "trains: eval() does not reach a module")
     for n in (1, 3):
         batch = _batch(as_tuple(inputs), n)
         again = [_outputs(work, batch) for _ in range(2)]
         for x, y in zip(*again, strict=True):
-            _require(torch.equal(x, y), "trains: evaluation is not deterministic")
-            _require(bool(x.isfinite().all()), f"trains: batch {n} gives values that are not finite")
-    _require(
-        all(torch.equal(x, y) for x, y in zip(_outputs(copy.deepcopy(work), batch), again[0], strict=True)),
+            require(torch.equal(x, y), "trains: evaluation is not deterministic")
+            require(bool(x.isfinite().all()), f"trains: batch {n} gives values that are not finite")
+    require(
+        all(
+            torch.equal(x, y)
+            for x, y in zip(_outputs(copy.deepcopy(work), batch), again[0], strict=True)
+        ),
         "trains: a deepcopy computes something else",
     )
     state = {key: value.clone() for key, value in work.state_dict().items()}
     other = copy.deepcopy(work)
     other.load_state_dict(state, strict=True)
     work.train()
-    _require(all(m.training for m in work.modules()), "trains: train() does not reach a module")
+    require(all(m.training for m in work.modules()), "trains: train() does not reach a module")
     out = [t for t in tree_leaves(work(*batch)) if isinstance(t, Tensor) and t.is_floating_point()]
-    loss = loss_fn(out) if loss_fn is not None else sum((t.square().mean() for t in out), torch.zeros(()))
+    loss = (
+        loss_fn(out)
+        if loss_fn is not None
+        else sum((t.square().mean() for t in out), torch.zeros(()))
+    )
     loss.backward()
     used = 0
     for name, p in work.named_parameters():
         if p.grad is not None:
             used += 1
-            _require(bool(p.grad.isfinite().all()), f"trains: gradient of {name} is not finite")
-    _require(used > 0, "trains: no parameter gets a gradient")
-    return f"{used} parameters with finite gradients, batches 1 and 3, state and deepcopy round-trip"
+            require(bool(p.grad.isfinite().all()), f"trains: gradient of {name} is not finite")
+    require(used > 0, "trains: no parameter gets a gradient")
+    return (
+        f"{used} parameters with finite gradients, batches 1 and 3, state and deepcopy round-trip"
+    )
 
 
 def _batch(inputs: tuple[Any, ...], n: int) -> tuple[Any, ...]:
@@ -272,7 +252,11 @@ def _batch(inputs: tuple[Any, ...], n: int) -> tuple[Any, ...]:
         if not t.dim():
             return t
         rows = t[torch.arange(n) % len(t)]
-        return rows + 1e-3 * torch.arange(n).view(-1, *[1] * (t.dim() - 1)) if t.is_floating_point() else rows
+        return (
+            rows + 1e-3 * torch.arange(n).view(-1, *[1] * (t.dim() - 1))
+            if t.is_floating_point()
+            else rows
+        )
 
     return tuple(tree_map_only(Tensor, sized, inputs))
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import lwdna.scoring
-from lwdna.budget import Floors, select
+from lwdna.budget import Floors
 from lwdna.errors import ScoringError
 from lwdna.scoring import ScoringContext, as_batches, criteria, criterion, get, score
 from lwdna.scoring.criteria import _CRITERIA
+from lwdna.selection import select
 from tests.scoring.networks import NETWORKS, Depthwise, Net, Residual, analysed
 
 

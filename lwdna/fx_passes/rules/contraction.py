@@ -55,13 +55,16 @@ def convolution(
     positions = x if transposed else op.out
     op.recorder.add_term(
         "conv",
-        taps * prod(n for n, v in zip(positions.shape[2:], op.vec(positions)[2:], strict=True) if v is None)
+        taps
+        * prod(
+            n for n, v in zip(positions.shape[2:], op.vec(positions)[2:], strict=True) if v is None
+        )
         * (weight.shape[0] if w_first is None else 1)
         * (weight.shape[1] if w_second is None else 1)
         * (positions.shape[0] if batch is None else 1),
         (batch, w_first, w_second, *op.vec(positions)[2:]),
     )
-    op.recorder.add_role(weight, int(transposed), int(not transposed), taps, op.out)
+    op.recorder.add_role(weight, int(transposed), int(not transposed), taps)
 
 
 def _along(op: OpCall, x: Tensor, dim: int, vector: Vector) -> Vector:
@@ -96,7 +99,7 @@ def _grouped(
 
 @rule(aten.linear)
 def linear(op: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-    """x (..., in) · weight (out, in)ᵀ + bias (out)."""
+    """Inputs (..., in) · weight (out, in)ᵀ + bias (out)."""
     *lead, channels = op.vec(x)
     out, features = op.vec(weight)
     op.couple(channels, features)
@@ -105,7 +108,7 @@ def linear(op: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     op.give((*lead, out))
     op.mix(x, x.dim() - 1, "zero")
     _product(op, "linear", (*x.shape, weight.shape[0]), (*lead, channels, out))
-    op.recorder.add_role(weight, 0, 1, 1, op.out)
+    op.recorder.add_role(weight, 0, 1, 1)
 
 
 def _product(op: OpCall, kind: Any, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
@@ -131,12 +134,12 @@ def matmul(op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None
     kind = "linear" if a.dim() == 2 else "matmul"
     _product(op, kind, (*a.shape, b.shape[-1]), (*op.vec(a), columns))
     if a.dim() == 2:
-        op.recorder.add_role(b, 1, 0, 1, op.out)
+        op.recorder.add_role(b, 1, 0, 1)
 
 
 @rule(aten.addmm, aten.baddbmm)
 def matmul_with_bias(op: OpCall, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    """bias + a · b."""
+    """Bias + a · b."""
     matmul(op, a, b, bias)
 
 
@@ -164,7 +167,9 @@ def attention(
     if enable_gqa:
         for v in (batch[-1], batch_k[-1], batch_v[-1]):
             op.freeze(v, "grouped-query heads")
-    for v, w in zip((*batch, *batch, width, keys), (*batch_k, *batch_v, width_k, keys_v), strict=True):
+    for v, w in zip(
+        (*batch, *batch, width, keys), (*batch_k, *batch_v, width_k, keys_v), strict=True
+    ):
         op.couple(v, w)
     op.freeze(keys, "attention positions")
     if attn_mask is not None:

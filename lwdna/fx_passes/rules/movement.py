@@ -139,20 +139,30 @@ def split(op: OpCall, x: Tensor, sizes: Any, dim: int = 0) -> None:
     vectors = op.vec(x)
     start = 0
     for out in op.out:
-        part = vectors[dim]
-        if part is not None:
-            part = part[start : start + out.shape[dim]]
-        op.give((*vectors[:dim], part if out.shape[dim] > 1 else _single(op, part), *vectors[dim + 1 :]), out)
+        part = _part(op, vectors[dim], start, start + out.shape[dim])
+        op.give((*vectors[:dim], part, *vectors[dim + 1 :]), out)
         start += out.shape[dim]
 
 
-def _single(op: OpCall, part: Vector) -> None:
+def _part(op: OpCall, vector: Vector, start: int, end: int) -> Vector:
+    """Consecutive entries of a vector; a single one is fixed, as dimensions of one entry are."""
+    if vector is None:
+        return None
+    part = vector[start:end]
+    if len(part) > 1:
+        return part
     op.freeze(part, "a dimension of one entry")
+    return None
 
 
 @rule(aten.slice, aten.narrow)
 def slice_(
-    op: OpCall, x: Tensor, dim: int = 0, start: int | None = 0, end: int | None = None, step: int = 1
+    op: OpCall,
+    x: Tensor,
+    dim: int = 0,
+    start: int | None = 0,
+    end: int | None = None,
+    step: int = 1,
 ) -> None:
     """A consecutive part; a strided one fixes the dimension."""
     dim = dim_of(dim, x.dim())
@@ -164,11 +174,9 @@ def slice_(
     if step != 1:
         op.freeze(vectors[dim], "sliced with a stride")
         vectors[dim] = None
-    elif vectors[dim] is not None and op.out.shape[dim] != size:
-        part = vectors[dim][start if start is None else _bound(start, size) : None if end is None else _bound(end, size)]  # type: ignore[index]
-        if len(part) == 1:
-            op.freeze(part, "a dimension of one entry")
-        vectors[dim] = part if len(part) > 1 else None
+    elif op.out.shape[dim] != size:
+        first = 0 if start is None else _bound(start, size)
+        vectors[dim] = _part(op, vectors[dim], first, size if end is None else _bound(end, size))
     op.give(tuple(vectors))
 
 

@@ -39,9 +39,7 @@ def reduce(op: OpCall, x: Tensor, *args: Any, **kwargs: Any) -> None:
         op.mix(x, d, _HOW[op.func.overloadpacket])
     keep = bool(given.get("keepdim", False))
     vectors = tuple(
-        None if d in reduced else v
-        for d, v in enumerate(op.vec(x))
-        if keep or d not in reduced
+        None if d in reduced else v for d, v in enumerate(op.vec(x)) if keep or d not in reduced
     )
     for out in (t for t in tree_leaves(op.out) if isinstance(t, Tensor)):
         op.give(vectors, out)

@@ -15,17 +15,28 @@ from lwdna.cost import TermKind
 
 
 class Recorder(Protocol):
-    """What the analysis offers to a rule; see ``analyse.Analysis``."""
+    """What the analysis offers to a rule; see ``analyse.ChannelMode`` for the meanings."""
 
     space: ChannelSpace
     node: str
 
-    def vectors(self, tensor: Tensor) -> Vectors: ...
-    def set_vectors(self, tensor: Tensor, vectors: Vectors) -> None: ...
-    def origin(self, tensor: Tensor) -> str | None: ...
-    def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None: ...
-    def add_fact(self, key: str, vector: Vector) -> None: ...
-    def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int, out: Tensor) -> None: ...
+    def vectors(self, tensor: Tensor) -> Vectors:
+        """Channel vectors of a tensor."""
+
+    def set_vectors(self, tensor: Tensor, vectors: Vectors) -> None:
+        """Set the vectors of a result."""
+
+    def origin(self, tensor: Tensor) -> str | None:
+        """Parameter that a tensor is computed from, without activations."""
+
+    def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None:
+        """Record a cost term."""
+
+    def add_fact(self, key: str, vector: Vector) -> None:
+        """Record a quantity that is a vector's length."""
+
+    def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int) -> None:
+        """Record which dimensions of a weight are outputs and inputs."""
 
 
 @dataclass
@@ -33,8 +44,7 @@ class Mixing:
     """An operator that mixes channels: what removing some of them means for it.
 
     ``how`` is ``"zero"`` (the removed entries count as 0), ``"-inf"`` (they lose every maximum and
-    get no softmax weight) or ``"kept"`` (the operator sees the kept entries only; ``restrict``
-    rewrites its arguments given the kept indices).
+    get no softmax weight) or ``"kept"`` (the operator sees the kept entries only).
     """
 
     tensor: Tensor
@@ -69,10 +79,12 @@ class OpCall:
 
     @property
     def space(self) -> ChannelSpace:
+        """The ids and their couplings."""
         return self.recorder.space
 
     @property
     def node(self) -> str:
+        """Name of the graph node that the call belongs to."""
         return self.recorder.node
 
     def vec(self, tensor: Tensor) -> Vectors:

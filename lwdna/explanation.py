@@ -105,8 +105,10 @@ def explain(
         CaptureError, UnsupportedModelError: see :func:`lwdna.capture`.
     """
     inputs = default_inputs(model) if example_inputs is None else example_inputs
-    captured = isinstance(model, GraphModule) and CAPTURED in model.meta
-    gm = model if captured else capture(model, inputs)
+    if isinstance(model, GraphModule) and CAPTURED in model.meta:
+        gm = model
+    else:
+        gm = capture(model, inputs)
     explanation = explain_graph(analyse(gm, inputs, policy=policy))
     sys.stdout.write(f"{explanation}\n")
     return explanation

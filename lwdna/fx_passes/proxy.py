@@ -1,0 +1,167 @@
+"""Proxies that know a meta-tensor *hint* of their value, and answer Python from it."""
+
+from __future__ import annotations
+
+import math
+import operator
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node, Proxy
+
+from lwdna.errors import CaptureError
+
+if TYPE_CHECKING:
+    from lwdna.fx_passes.tracer import HintedTracer
+
+
+_INVARIANT = ("ndim", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout", "names")
+
+
+_OPAQUE = object()
+_NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+
+
+def source_line() -> str:
+    """The innermost frame of the model's own code, as ``file:line: text``."""
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(_NOT_THE_MODEL):
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return "(unknown source line)"
+
+
+class HintedProxy(Proxy):
+    """A proxy with the value it would have on meta tensors."""
+
+    hint: Any
+    tracer: HintedTracer
+
+    def __init__(self, node: Node, tracer: HintedTracer, hint: Any = _OPAQUE) -> None:
+        super().__init__(node, tracer)
+        self.hint = hint
+
+    @property
+    def __class__(self) -> type:  # isinstance(proxy, Tensor | int | tuple) answers for the value
+        return type(self.__dict__.get("hint"))
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("a proxy's class follows its hint")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.hint, name)
+        if callable(value) and not isinstance(value, Tensor):
+            if name == "dim" and isinstance(self.hint, Tensor):
+                return value
+            return _BoundMethod(self, name)
+        if name in _INVARIANT and isinstance(self.hint, Tensor):
+            return value
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def _concrete(self, what: str) -> Any:
+        if isinstance(self.hint, Tensor):
+            raise CaptureError(
+                f"{what} of a tensor's values decides the control flow at {source_line()}. The "
+                "network is not one static graph; take the decision from shapes or attributes, "
+                "or move it out of the model."
+            )
+        self.tracer.guard(self)
+        return self.hint
+
+    def __bool__(self) -> bool:
+        return bool(self._concrete("the truth"))
+
+    def __index__(self) -> int:
+        return operator.index(self._concrete("an index"))
+
+    def __int__(self) -> int:
+        return int(self._concrete("the integer"))
+
+    def __float__(self) -> float:
+        return float(self._concrete("the float"))
+
+    def __len__(self) -> int:
+        return len(self.hint)
+
+    def __contains__(self, item: Any) -> bool:
+        return any(bool(entry == item) for entry in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.hint, dict):
+            return iter(self.hint)
+        return iter([self._entry(i) for i in range(len(self.hint))])
+
+    def _entry(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
+    def keys(self) -> Any:
+        """Keys of a dict's hint."""
+        return self.hint.keys()
+
+    def values(self) -> Any:
+        """Values of a dict, as proxies."""
+        return [self._entry(key) for key in self.hint]
+
+    def items(self) -> Any:
+        """Keys and values of a dict, the values as proxies."""
+        return [(key, self._entry(key)) for key in self.hint]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __format__(self, spec: str) -> str:
+        return format(self.hint if not isinstance(self.hint, Tensor) else repr(self), spec)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        arguments = (self,) if digits is None else (self, digits)
+        return self.tracer.create_proxy("call_function", round, arguments, {})
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __trunc__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
+
+
+def _in_place(name: str) -> Callable[[HintedProxy, Any], Any]:
+    function = getattr(operator, name)
+
+    def method(self: HintedProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):
+    setattr(HintedProxy, f"__{_name}__", _in_place(_name))
+
+
+class _BoundMethod:
+    """A method of a hinted value, recorded when called."""
+
+    def __init__(self, owner: HintedProxy, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
+
+
+def is_proxy(value: Any) -> bool:
+    """Whether a value is a hinted proxy (``isinstance`` answers for the hint instead)."""
+    return type(value) is HintedProxy
+
+
+def hint_of(argument: Any) -> Any:
+    """The hint of a node or proxy; any other value is its own hint."""
+    if isinstance(argument, Node):
+        return argument.meta["hint"]
+    return argument.hint if is_proxy(argument) else argument

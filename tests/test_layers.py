@@ -1,0 +1,89 @@
+"""Imports point one way: by reading every import statement of the package."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lwdna
+
+ROOT = Path(lwdna.__file__).parent
+FILES = {
+    ".".join(("lwdna", *path.relative_to(ROOT).with_suffix("").parts)): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+#: module (or package) -> what it must not import, directly
+FORBIDDEN = {
+    "lwdna.errors": ("lwdna",),
+    "lwdna.channels": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.cost"),
+    "lwdna.cost": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),
+    "lwdna.graph": ("lwdna.fx_passes", "lwdna.scoring"),
+    "lwdna.budget": ("lwdna.fx_passes", "lwdna.scoring"),
+    "lwdna.fx_passes": ("lwdna.scoring", "lwdna.api", "lwdna.budget", "lwdna.explain", "lwdna.dna"),
+    "lwdna.fx_passes.rules": (
+        "lwdna.fx_passes.capture",
+        "lwdna.fx_passes.analyse",
+        "lwdna.fx_passes.resize",
+        "lwdna.fx_passes.literals",
+    ),
+    "lwdna.scoring": ("lwdna.fx_passes", "lwdna.api", "lwdna.explain", "lwdna.dna"),
+}
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def imports(source: str, module: str) -> set[str]:
+    """Every module that ``source`` imports, also inside functions and under TYPE_CHECKING."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: -node.level]
+                base = ".".join([*parents, base] if base else parents)
+            found.add(base)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def violations(module: str, source: str) -> set[str]:
+    return {
+        f"{module} imports {name}"
+        for package, banned in FORBIDDEN.items()
+        if within(module, package)
+        for name in imports(source, module)
+        for b in banned
+        if within(name, b)
+    }
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_one_way(module: str) -> None:
+    assert not violations(module, FILES[module].read_text())
+
+
+def test_every_layer_exists() -> None:
+    for package in FORBIDDEN:
+        assert any(within(module, package) for module in FILES), package
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("lwdna.errors", "from lwdna.channels import Ids"),
+        ("lwdna.fx_passes.resize", "import lwdna.scoring.criteria"),
+        ("lwdna.fx_passes.resize", "from lwdna import scoring"),
+        ("lwdna.scoring.loss", "def f():\n    from lwdna.fx_passes.module import meta_twin"),
+        ("lwdna.scoring.loss", "from ..fx_passes import verify"),
+        ("lwdna.graph", "from .fx_passes.rules import registry"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, line: str) -> None:
+    assert violations(module, line)
