@@ -7,9 +7,12 @@ floors 0.4 and 0.45 of the widened widths, 90.6 % of the paper FLOPs.
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -53,7 +56,9 @@ def main() -> None:
     draw(dna, picture)
     (args.output / "resnet50_dna.json").write_text(dna.to_json())
     say(f"\nPicture: {picture}   Widths as JSON: {args.output / 'resnet50_dna.json'}\n")
-    train(net, args.steps, args.batch, args.seed)
+    losses = train(net, args.steps, args.batch, args.seed)
+    if args.record is not None:
+        args.record.write_text(json.dumps(summary(dna, losses, seconds), indent=1) + "\n")
     if dna.after.flops_paper > BUDGET.limits(dna.before)["flops_paper"]:
         sys.exit("the budget is exceeded: this is a defect of lwdna")
 
@@ -69,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("out"), help="folder for picture and JSON"
     )
+    parser.add_argument("--record", type=Path, help="also write the figures to this JSON file")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     return args
@@ -113,7 +119,23 @@ def draw(dna: lwdna.Dna, path: Path) -> None:
     plt.close(fig)
 
 
-def train(net: torch.nn.Module, steps: int, size: int, seed: int) -> None:
+def summary(dna: lwdna.Dna, losses: list[float], seconds: float) -> dict[str, Any]:
+    """The figures that documents may quote."""
+    return {
+        "setting": "torchvision resnet50, widen 2, floors 0.4 / 0.45, paper FLOPs 3.7307 G",
+        "criterion": dna.criterion,
+        "seed": dna.seed,
+        "before": dna.before.as_dict(),
+        "after": dna.after.as_dict(),
+        "widths": {g.name: [g.baseline, g.widened, g.width] for g in dna.groups if g.prunable},
+        "losses": losses,
+        "seconds": round(seconds, 1),
+        "versions": dict(dna.versions),
+        "device": platform.machine(),
+    }
+
+
+def train(net: torch.nn.Module, steps: int, size: int, seed: int) -> list[float]:
     """A few steps of the paper's protocol (SGD, momentum 0.9, weight decay 1e-4).
 
     Its learning rate of 0.1 is for batches of 256; it goes down in proportion (Goyal et al., 2017).
@@ -122,12 +144,15 @@ def train(net: torch.nn.Module, steps: int, size: int, seed: int) -> None:
         net.parameters(), lr=0.1 * size / 256, momentum=0.9, weight_decay=1e-4
     )
     net.train()
+    losses = []
     for step, (images, labels) in enumerate(batches(steps, size, seed=seed + 1), 1):
         loss = F.cross_entropy(net(images), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        say(f"training step {step}: loss {loss.item():.4f}")
+        losses.append(round(loss.item(), 4))
+        say(f"training step {step}: loss {losses[-1]:.4f}")
+    return losses
 
 
 if __name__ == "__main__":

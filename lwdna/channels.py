@@ -112,6 +112,7 @@ class ChannelSpace:
         self.freezes: list[Freeze] = []
         self.rectangles: list[Rectangle] = []
         self.choices: list[ChoicePoint] = []
+        self._relied: list[Ids] = []
         self._splits: dict[tuple[bytes, tuple[int, ...]], Vectors] = {}
         self._merges: dict[tuple[bytes, ...], Ids] = {}
 
@@ -250,7 +251,7 @@ class ChannelSpace:
                 continue
             first = open_rectangles[0]
             live = self._live(first)
-            chosen = choose_axis(policy, first.node, first.sizes, live)
+            chosen = choose_axis(policy, first.node, first.sizes, self._in_use(first, live, policy))
             for k in live:
                 if k != chosen:
                     self.freeze(
@@ -260,6 +261,12 @@ class ChannelSpace:
             r
         ) in self.rectangles:  # a later union may have frozen more; the unions below keep it right
             self.choices.append(self._chosen(r))
+
+    def _in_use(self, r: Rectangle, live: tuple[int, ...], policy: Policy) -> tuple[int, ...]:
+        """Under ``"auto"``, the axes that settled rectangles rely on; freezing one undoes them."""
+        used = set(self.find(np.concatenate(self._relied)).tolist()) if self._relied else set()
+        relied = tuple(k for k in live if used.intersection(self.find(r.axes[k]).tolist()))
+        return relied if relied and policy == "auto" else live
 
     def _live(self, r: Rectangle) -> tuple[int, ...]:
         return tuple(k for k, axis in enumerate(r.axes) if not self.frozen(axis).all())
@@ -277,6 +284,7 @@ class ChannelSpace:
         grid = np.moveaxis(r.whole.reshape(r.sizes), k, 0).reshape(r.sizes[k], -1)
         axis = np.repeat(r.axes[k], grid.shape[1])
         self.unite(axis, np.ascontiguousarray(grid).reshape(-1), r.node, "reshape")
+        self._relied.append(r.axes[k])
         return True
 
     def _chosen(self, r: Rectangle) -> ChoicePoint:

@@ -48,11 +48,11 @@ def _size(context: Repair, argument: Any, wanted: int) -> Any:
     return argument if context.new_value(argument) == -1 else context.number(argument, wanted)
 
 
-@repairs("view", "reshape", "expand", torch.reshape, torch.broadcast_to)
+@repairs("view", "reshape", "expand", "broadcast_to", torch.reshape, torch.broadcast_to)
 def _view(context: Repair) -> None:
     if isinstance(context.argument(1, "dtype"), torch.dtype):
         return
-    name = "size" if context.node.target in ("view", "expand", torch.broadcast_to) else "shape"
+    name = "shape" if context.node.target in ("reshape", torch.reshape) else "size"
     _sizes(context, 1, name, context.shape(context.old))
 
 
@@ -64,7 +64,7 @@ def _unflatten(context: Repair) -> None:
     _sizes(context, 2, "sizes", context.shape(context.old)[start : start + len(sizes)])
 
 
-@repairs("repeat", torch.tile)
+@repairs("repeat", "tile", torch.tile)
 def _repeat(context: Repair) -> None:
     """Only a repeated single entry (which fits any size) has a repeat count that may change."""
     source = context.old_value(context.node.args[0])
@@ -93,6 +93,9 @@ def _new_factory(context: Repair) -> None:
     torch.tensor_split,
     "split_with_sizes",
     torch.split_with_sizes,
+    torch.unsafe_split,
+    torch.unsafe_chunk,
+    torch.unsafe_split_with_sizes,
 )
 def _split(context: Repair) -> None:
     """Parts that are no longer what the literal says become explicit split sizes."""

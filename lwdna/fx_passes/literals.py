@@ -52,8 +52,11 @@ class Repair:
 
     @property
     def old(self) -> Any:
-        """What the node returned in the original network, as :class:`TensorChannels`."""
-        return self.graph.values[self.node.name]
+        """What the node returned in the original network, as :class:`TensorChannels`.
+
+        None for a number that an earlier repair put into the graph.
+        """
+        return self.graph.values.get(self.node.name)
 
     def old_value(self, argument: Any) -> Any:
         """What an argument was in the original network.

@@ -18,7 +18,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any, tree_map, tree_map_only
+from torch.utils._pytree import tree_any, tree_leaves, tree_map, tree_map_only
 
 from lwdna.errors import CaptureError
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
@@ -26,8 +26,8 @@ from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 _FACTORY_NAMES = (
     "arange bartlett_window blackman_window empty eye full hamming_window hann_window linspace"
     " logspace ones rand randint randn randperm tensor tril_indices triu_indices zeros"
-)
-_FACTORIES = {getattr(torch, name): name for name in _FACTORY_NAMES.split()}
+).split()
+_FACTORIES = {getattr(torch, name) for name in _FACTORY_NAMES}
 _SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
 
 
@@ -236,8 +236,8 @@ def _hints(tree: Any) -> Any:
 def _patched() -> Iterator[None]:
     """Let builtins and factories take proxies.
 
-    ``max`` and ``min`` of sizes stay symbolic; the C++ parser of ``torch.zeros(a, b)`` wants
-    ``torch.zeros((a, b))``.
+    ``max`` and ``min`` of sizes stay symbolic; the C++ parser of factories would ask proxies for
+    their present value.
     """
 
     def extremum(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -253,15 +253,18 @@ def _patched() -> Iterator[None]:
 
         return of
 
-    def patched(original: Callable[..., Any]) -> Callable[..., Any]:
-        def factory(*size: Any, **kwargs: Any) -> Any:
-            if len(size) > 1 or (size and is_proxy(size[0]) and isinstance(size[0], int)):
-                size = (size,)
-            return original(*size, **kwargs)
+    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            found = next((v for v in tree_leaves((args, kwargs)) if is_proxy(v)), None)
+            if found is None:
+                return original(*args, **kwargs)
+            if len(args) > 1 and original.__name__ in _SIZE_FACTORIES:
+                args = (args,)
+            return found.tracer.create_proxy("call_function", original, args, kwargs)
 
-        return factory
+        return make
 
-    replacements = {(torch, name): patched(getattr(torch, name)) for name in _SIZE_FACTORIES}
+    replacements = {(torch, name): factory(getattr(torch, name)) for name in _FACTORY_NAMES}
     replacements |= {(builtins, name): extremum(getattr(builtins, name)) for name in ("max", "min")}
     with ExitStack() as stack:
         for (owner, name), replacement in replacements.items():

@@ -23,9 +23,7 @@ aten = torch.ops.aten
     aten.flatten,
     aten.unflatten,
     aten.squeeze,
-    aten.squeeze_,
     aten.unsqueeze,
-    aten.unsqueeze_,
     aten._reshape_alias,
 )
 def view(op: OpCall, x: Tensor, *_: Any, **__: Any) -> None:
@@ -59,6 +57,29 @@ def view_vectors(
         following = iter(parts)
         result += [next(following) if n > 1 else None for n in new[j0:j]]
     return tuple(result)
+
+
+@rule(aten.unsqueeze_)
+def unsqueeze_(op: OpCall, x: Tensor, dim: int) -> None:
+    """A dimension of one entry is put in; ``x`` has the new shape already."""
+    vectors = list(op.vec(x))
+    vectors.insert(dim_of(dim, x.dim()), None)
+    op.give(tuple(vectors))
+
+
+@rule(aten.squeeze_)
+def squeeze_(op: OpCall, x: Tensor, dims: Any = None) -> None:
+    """Dimensions of one entry are taken out; ``x`` has the new shape already."""
+    old = op.vec(x)
+    named = range(len(old)) if dims is None else [dims] if isinstance(dims, int) else dims
+    candidates = [dim_of(d, len(old)) for d in named]
+    gone = [d for d in candidates if old[d] is None]
+    if len(gone) > len(old) - x.dim():  # some of them have several entries, none of them channels
+        for vector in old:
+            op.freeze(vector, "squeezed in place along an unknown dimension")
+        op.give((None,) * x.dim())
+    else:
+        op.give(tuple(v for d, v in enumerate(old) if d not in gone))
 
 
 @rule(aten.permute)
@@ -214,14 +235,10 @@ def repeat(op: OpCall, x: Tensor, repeats: Sequence[int]) -> None:
 
 @rule(aten.flip)
 def flip(op: OpCall, x: Tensor, dims: Sequence[int]) -> None:
-    """The vector is reversed."""
-    flipped = {dim_of(d, x.dim()) for d in dims}
-    op.give(
-        tuple(
-            np.ascontiguousarray(v[::-1]) if v is not None and d in flipped else v
-            for d, v in enumerate(op.vec(x))
-        )
-    )
+    """A reversed dimension is fixed: copies stand after their original, not before it."""
+    for d in dims:
+        op.freeze(op.vec(x)[d], "reversed")
+    op.give(op.vec(x))
 
 
 @rule(aten.roll)

@@ -26,8 +26,6 @@ aten = torch.ops.aten
     aten._to_copy,
     aten.copy_,
     aten.floor_divide,
-    aten.prelu,
-    aten._prelu_kernel,
     aten.celu_,
     aten.native_dropout,
     aten.bernoulli,
@@ -48,6 +46,14 @@ def pointwise(op: OpCall, *args: Any, **kwargs: Any) -> None:
     inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     for out in (t for t in tree_leaves(op.out) if isinstance(t, Tensor)):
         op.give(tuple(_joined(op, inputs, out, dim) for dim in range(out.dim())), out)
+
+
+@rule(aten.prelu)
+def prelu(op: OpCall, x: Tensor, weight: Tensor) -> None:
+    """One slope for all, or one per channel (dimension 1)."""
+    if weight.numel() > 1:
+        op.couple(op.vec(x)[1], op.vec(weight)[0])
+    op.give(op.vec(x))
 
 
 def _joined(op: OpCall, inputs: list[Tensor], out: Tensor, dim: int) -> Vector:

@@ -63,9 +63,9 @@ def resample(op: OpCall, x: Tensor, *_: Any, **__: Any) -> None:
 
 @rule(aten.grid_sampler_2d, aten.grid_sampler)
 def grid_sample(op: OpCall, x: Tensor, grid: Tensor, *_: Any) -> None:
-    """(N, C, H, W) sampled at (N, h, w, 2)."""
+    """(N, C, H, W) sampled at (N, h, w, 2); volumes likewise."""
     batch, channels, *positions = op.vec(x)
     op.couple(batch, op.vec(grid)[0])
     for v in (*positions, *op.vec(grid)[1:]):
         op.freeze(v, "positions of a grid sample")
-    op.give((batch, channels, None, None))
+    op.give((batch, channels, *(None for _ in positions)))
