@@ -35,7 +35,7 @@ def partition(labels: Any) -> set[frozenset[int]]:
     }
 
 
-# --- union-find ------------------------------------------------------------------------------------
+# --- union-find ---
 
 
 @given(steps)
@@ -50,10 +50,14 @@ def test_union_find_agrees_with_relabelling(steps: list[Any]) -> None:
                 old, new = label[b], label[a]
                 either = any(f for f, own in zip(frozen, label, strict=True) if own in (old, new))
                 label = [new if own == old else own for own in label]
-                frozen = [f or (either and own == new) for f, own in zip(frozen, label, strict=True)]
+                frozen = [
+                    f or (either and own == new) for f, own in zip(frozen, label, strict=True)
+                ]
         else:
             space.freeze(np.array(step), "because", "node")
-            frozen = [f or own in {label[i] for i in step} for f, own in zip(frozen, label, strict=True)]
+            frozen = [
+                f or own in {label[i] for i in step} for f, own in zip(frozen, label, strict=True)
+            ]
     assert partition(space.find(np.arange(N)).tolist()) == partition(label)
     assert space.frozen(np.arange(N)).tolist() == frozen
 
@@ -100,7 +104,7 @@ def test_coupling_with_a_fixed_dimension_freezes() -> None:
     assert space.freezes[0].reason == "meets a fixed dimension in matmul"
 
 
-# --- reshapes --------------------------------------------------------------------------------------
+# --- reshapes ---
 
 
 def test_split_and_merge_are_inverse() -> None:
@@ -131,7 +135,9 @@ def test_merging_one_live_axis_repeats_or_tiles_it() -> None:
 
 def test_splitting_what_depends_on_one_axis_opens_no_choice() -> None:
     space, a = space_of(2)
-    assert [None if v is None else v.tolist() for v in space.split(np.repeat(a, 3), (2, 3), "n")] == [
+    assert [
+        None if v is None else v.tolist() for v in space.split(np.repeat(a, 3), (2, 3), "n")
+    ] == [
         [0, 1],
         None,
     ]
@@ -157,12 +163,14 @@ def test_a_frozen_dimension_stays_fixed_through_reshapes() -> None:
     assert space.merge((6, 2), (whole, None), "flatten") is None
 
 
-# --- choice points ---------------------------------------------------------------------------------
+# --- choice points ---
 
 AXIS = {"outer": 0, "inner": 1, 0: 0, 1: 1}
 
 
-@pytest.mark.parametrize("policy", ["outer", "inner", {"view": 0}, {"vi*": "inner"}, {"x": 0, "v*": 1}])
+@pytest.mark.parametrize(
+    "policy", ["outer", "inner", {"view": 0}, {"vi*": "inner"}, {"x": 0, "v*": 1}]
+)
 def test_the_chosen_axis_is_the_one_whose_slices_are_units(policy: Any) -> None:
     chosen = AXIS[policy if isinstance(policy, str) else list(policy.values())[-1]]
     space, whole = space_of(15)
@@ -178,7 +186,15 @@ def test_the_chosen_axis_is_the_one_whose_slices_are_units(policy: Any) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "chosen"),
-    [((4, 2), 0), ((2, 4), 1), ((3, 3), 0), ((32, 16), 1), ((64, 15), 0), ((2, 16, 3), 1), ((16, 20, 17), 2)],
+    [
+        ((4, 2), 0),
+        ((2, 4), 1),
+        ((3, 3), 0),
+        ((32, 16), 1),
+        ((64, 15), 0),
+        ((2, 16, 3), 1),
+        ((16, 20, 17), 2),
+    ],
 )
 def test_auto_takes_the_innermost_axis_of_sixteen_or_else_the_longest(
     sizes: tuple[int, ...], chosen: int
@@ -188,13 +204,14 @@ def test_auto_takes_the_innermost_axis_of_sixteen_or_else_the_longest(
 
 
 def test_policy_corner_cases() -> None:
-    assert choose_axis(
-        {"n": 0, "*": "inner"}, "n", (4, 32), (0, 1)
-    ) == 0  # the first pattern that matches
+    assert (
+        choose_axis({"n": 0, "*": "inner"}, "n", (4, 32), (0, 1)) == 0
+    )  # the first pattern that matches
     assert choose_axis({"n": 0}, "n", (2, 3, 4), (1, 2)) == 2  # axis 0 cannot change
     assert choose_axis("outer", "n", (2, 3, 4), (1, 2)) == 1
-    with pytest.raises(ValueError, match="'sideways'.*'auto', 'inner', 'outer'"):
-        choose_axis("sideways", "n", (2, 2), (0, 1))
+    for unknown in ("sideways", {"n": "inner", "m": "sideways"}):
+        with pytest.raises(ValueError, match=r"'sideways'.*'auto', 'inner', 'outer'"):
+            ChannelSpace().resolve(unknown)
 
 
 @pytest.mark.parametrize("policy", ["auto", "outer", "inner"])
@@ -240,7 +257,9 @@ def test_freezing_spreads_between_a_rectangle_and_its_axes() -> None:
     st.randoms(use_true_random=False),
 )
 @settings(deadline=None, max_examples=60)
-def test_any_removal_of_units_leaves_a_rectangle(sizes: tuple[int, ...], policy: str, rng: Any) -> None:
+def test_any_removal_of_units_leaves_a_rectangle(
+    sizes: tuple[int, ...], policy: str, rng: Any
+) -> None:
     n = int(np.prod(sizes))
     space, whole = space_of(n)
     first = space.split(whole, sizes, "a")
@@ -250,20 +269,19 @@ def test_any_removal_of_units_leaves_a_rectangle(sizes: tuple[int, ...], policy:
     removed = {root for root in np.unique(space.find(whole)).tolist() if rng.random() < 0.4}
     for axes, shape in ((first, sizes), (other, tuple(reversed(sizes)))):
         kept = np.array([root not in removed for root in space.find(whole)]).reshape(shape)
-        rows = [
-            [kept.take(i, axis=k).any() for i in range(size)] for k, size in enumerate(shape)
-        ]
+        rows = [[kept.take(i, axis=k).any() for i in range(size)] for k, size in enumerate(shape)]
         rectangle = np.array([all(p) for p in product(*rows)]).reshape(shape)
         assert np.array_equal(kept, rectangle & kept.any())
         alive = [
-            [True] * size if axis is None or space.frozen(axis).all() else
-            [root not in removed for root in space.find(axis)]
+            [True] * size
+            if axis is None or space.frozen(axis).all()
+            else [root not in removed for root in space.find(axis)]
             for axis, size in zip(axes, shape, strict=True)
         ]
         assert np.array_equal(kept, np.array([all(p) for p in product(*alive)]).reshape(shape))
 
 
-# --- index maps ------------------------------------------------------------------------------------
+# --- index maps ---
 
 
 @pytest.mark.parametrize(
@@ -272,12 +290,22 @@ def test_any_removal_of_units_leaves_a_rectangle(sizes: tuple[int, ...], policy:
         ([0, 1, 2], [1, 0, 1], [0, 2], [0, 0]),
         ([0, 1, 2], [1, 0, 3], [0, 2, 2, 2], [0, 0, 1, 2]),
         # pixel shuffle, or whole groups of a grouped convolution: runs of 4 stay together
-        ([0, 0, 0, 0, 1, 1, 1, 1], [2, 1], [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7], [0] * 4 + [1] * 4 + [0] * 4),
+        (
+            [0, 0, 0, 0, 1, 1, 1, 1],
+            [2, 1],
+            [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7],
+            [0] * 4 + [1] * 4 + [0] * 4,
+        ),
         # the same position in every group: the copy stands beside its original, in every group
         ([0, 1, 0, 1], [2, 1], [0, 0, 1, 2, 2, 3], [0, 1, 0, 0, 1, 0]),
         ([0, 1, 0, 1], [0, 2], [1, 1, 3, 3], [0, 1, 0, 1]),
         # interleaved runs: two heads of (key 0 0, value 1)
-        ([0, 0, 1, 0, 0, 1], [2, 1], [0, 1, 0, 1, 2, 3, 4, 3, 4, 5], [0, 0, 1, 1, 0, 0, 0, 1, 1, 0]),
+        (
+            [0, 0, 1, 0, 0, 1],
+            [2, 1],
+            [0, 1, 0, 1, 2, 3, 4, 3, 4, 5],
+            [0, 0, 1, 1, 0, 0, 0, 1, 1, 0],
+        ),
         # a mirrored dimension (flip)
         ([1, 0, 0, 1], [1, 2], [0, 0, 1, 2, 3, 3], [0, 1, 0, 0, 0, 1]),
         ([0, 1], [0, 0], [], []),
@@ -294,8 +322,12 @@ def test_copies_stand_after_the_original_run(
 @given(st.data())
 @settings(deadline=None, max_examples=200)
 def test_keeping_the_originals_undoes_any_widening(data: st.DataObject) -> None:
-    vector = np.array(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=20)), dtype=np.int64)
-    copies = np.array(data.draw(st.lists(st.integers(0, 3), min_size=5, max_size=5)), dtype=np.int64)
+    vector = np.array(
+        data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=20)), dtype=np.int64
+    )
+    copies = np.array(
+        data.draw(st.lists(st.integers(0, 3), min_size=5, max_size=5)), dtype=np.int64
+    )
     entries, number = entry_map(vector, copies)
     assert len(entries) == copies[vector].sum()
     assert entries[number == 0].tolist() == np.flatnonzero(copies[vector]).tolist()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
@@ -104,9 +105,11 @@ class ChannelMode(TorchDispatchMode):
         name = self.origin(weight)
         if name is None or len(self.tensors.get(name, ())) != weight.dim():
             return
-        if self.vectors(weight)[out_dim] is not self.tensors[name][out_dim]:
-            out_dim, in_dim = in_dim, out_dim  # reached through a transpose
-        self.roles.setdefault(name, WeightRole(out_dim, in_dim, kernel))
+        out, own = self.vectors(weight)[out_dim], self.tensors[name]
+        for first, second in ((out_dim, in_dim), (in_dim, out_dim)):  # or through a transpose
+            if np.array_equal(out, own[first]):  # type: ignore[arg-type]
+                self.roles.setdefault(name, WeightRole(first, second, kernel))
+                return
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -238,7 +241,7 @@ def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") ->
     interpreter = ChannelInterpreter(twin, mode)
     relus = _watch_relus(twin, mode)
     inputs = single_batch(example_inputs)
-    with torch.inference_mode(), mode:
+    with torch.inference_mode(), torch.device("meta"), mode:
         interpreter.run(*inputs)
     for out in relus.values():
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)

@@ -195,7 +195,7 @@ def _emit(model: nn.Module, twin: nn.Module, tracer: HintedTracer, graph: Graph)
     for node, path in _constants(graph):
         constants = root._modules.setdefault(CONSTANTS, nn.Module())
         assert constants is not None
-        constants.register_buffer(path, getattr(twin, path), persistent=False)
+        constants.register_buffer(path, getattr(twin, path).clone(), persistent=False)
         node.target = f"{CONSTANTS}.{path}"
     for node in graph.nodes:
         node.meta = {"module": node.meta.get("module", "")}

@@ -160,13 +160,13 @@ def repair(context: Repair) -> None:
     """Bring a node's literals up to date (nodes without literals are left alone)."""
     if context.node.op in ("call_function", "call_method"):
         function = _REPAIRS.get(context.node.target)
+        if holds_tensors(context.old):
+            _pin_scalars(context, (int, float) if function is None else (float,))
         if function is not None:
             function(context)
-        elif holds_tensors(context.old):
-            _pin_scalars(context)
 
 
-def _pin_scalars(context: Repair) -> None:
+def _pin_scalars(context: Repair, kinds: tuple[type, ...]) -> None:
     """A factor computed from a channel count (1/sqrt(head_dim)) keeps the value it had.
 
     Removing channels removes terms; it does not rescale those that stay.
@@ -174,7 +174,7 @@ def _pin_scalars(context: Repair) -> None:
 
     def pinned(argument: Node) -> Any:
         new = context.new_value(argument)
-        if isinstance(new, (int, float)) and not isinstance(new, bool):
+        if isinstance(new, kinds) and not isinstance(new, bool):
             old = context.old_value(argument)
             if new != old and not context.dynamic(argument):
                 return old

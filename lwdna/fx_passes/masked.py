@@ -55,7 +55,7 @@ class MaskedMode(ChannelMode):
         vector = self.vectors(tensor)[dim]
         if vector is None or self.alive[vector].all():
             return None
-        return torch.as_tensor(~self.alive[vector])
+        return torch.as_tensor(~self.alive[vector], device=tensor.device)
 
     def _filled(self, op: OpCall) -> Any:
         """Removed entries replaced by the neutral element."""

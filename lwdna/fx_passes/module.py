@@ -12,7 +12,6 @@ from torch.fx import Graph, GraphModule
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
-_CLASS_NAME = "lwdna_class_name"
 
 
 class Container(nn.Module):
@@ -77,10 +76,11 @@ def skeleton(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn
     def build(old: nn.Module, path: str) -> nn.Module:
         if old in done:
             return done[old]
-        if path and is_leaf(old, path):
+        plain = type(old) in _PLAIN_CONTAINERS
+        if path and not plain and is_leaf(old, path):
             done[old] = old
             return old
-        new = type(old)() if type(old) in _PLAIN_CONTAINERS else Container(old._get_name())
+        new = type(old)() if plain else Container(old._get_name())
         done[old] = new
         new.training = old.training
         new._parameters.update(old._parameters)
@@ -98,19 +98,34 @@ def skeleton(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn
     return build(module, "")
 
 
-def assemble(root: nn.Module, graph: Graph, name: str) -> GraphModule:
-    """A GraphModule over the whole tree of ``root``, not only over what the graph calls."""
-    gm = GraphModule(root, graph, class_name=name)
-    gm._parameters = root._parameters
-    gm._buffers = root._buffers
-    gm._modules = root._modules
-    gm._non_persistent_buffers_set = root._non_persistent_buffers_set
+class CapturedModule(GraphModule):
+    """A GraphModule over a whole module tree, not only over what its graph calls.
+
+    Parameters that the graph does not use and second names of shared ones stay in the state_dict,
+    in a deepcopy, too.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
+        if id(self) in memo:
+            found: CapturedModule = memo[id(self)]
+            return found
+        root = Container(type(self).__name__)
+        root.training = self.training
+        for name in _TREE:
+            setattr(root, name, copy.deepcopy(getattr(self, name), memo))
+        new = assemble(root, copy.deepcopy(self.graph), type(self).__name__)
+        new.meta = copy.deepcopy(self.meta, memo)
+        memo[id(self)] = new
+        return new
+
+
+_TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def assemble(root: nn.Module, graph: Graph, name: str) -> CapturedModule:
+    """A captured module with the tree of ``root`` and the code of ``graph``."""
+    gm = CapturedModule(root, graph, class_name=name)
+    for attribute in _TREE:
+        setattr(gm, attribute, getattr(root, attribute))
     gm.training = root.training
-    gm.meta[_CLASS_NAME] = name
-    gm._deepcopy_hooks.append(_keep_class_name)
     return gm
-
-
-def _keep_class_name(copied: GraphModule) -> None:
-    """A deepcopy of a GraphModule forgets under which name it prints."""
-    type(copied).__name__ = copied.meta[_CLASS_NAME]

@@ -44,17 +44,12 @@ class HintedProxy(Proxy):
         super().__init__(node, tracer)
         self.hint = hint
 
-    @property
-    def __class__(self) -> type:  # isinstance(proxy, Tensor | int | tuple) answers for the value
-        return type(self.__dict__.get("hint"))
-
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        raise TypeError("a proxy's class follows its hint")
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
+        if isinstance(self.hint, dict) and name in ("values", "items"):
+            pairs = [(key, self._entry(key)) for key in self.hint]
+            return lambda: pairs if name == "items" else [value for _, value in pairs]
         value = getattr(self.hint, name)
         if callable(value) and not isinstance(value, Tensor):
             if name == "dim" and isinstance(self.hint, Tensor):
@@ -87,6 +82,8 @@ class HintedProxy(Proxy):
         return float(self._concrete("the float"))
 
     def __len__(self) -> int:
+        if isinstance(self.hint, Tensor):
+            return operator.index(self.shape[0])
         return len(self.hint)
 
     def __contains__(self, item: Any) -> bool:
@@ -103,14 +100,6 @@ class HintedProxy(Proxy):
     def keys(self) -> Any:
         """Keys of a dict's hint."""
         return self.hint.keys()
-
-    def values(self) -> Any:
-        """Values of a dict, as proxies."""
-        return [self._entry(key) for key in self.hint]
-
-    def items(self) -> Any:
-        """Keys and values of a dict, the values as proxies."""
-        return [(key, self._entry(key)) for key in self.hint]
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})

@@ -173,7 +173,7 @@ def _between(before: Node, node: Node) -> list[Node]:
 
 def _repair_literals(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
     twin = meta_twin(gm).eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.device("meta"):
         _LiteralRepair(twin, gm, graph, copies).run(*graph.inputs)
     for node in reversed(gm.graph.nodes):  # numbers that repairs have made superfluous
         number = node.op == "call_function" and not holds_tensors(graph.values.get(node.name))

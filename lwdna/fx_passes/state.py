@@ -45,6 +45,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
     state: dict[str, Any] = {"random state": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["CUDA random state"] = torch.cuda.get_rng_state()
     for name, t in (*model.named_parameters(), *model.named_buffers()):
         state[f"{name}"] = t.detach().clone()
         state[f"{name} (object, flag, device)"] = (id(t), t.requires_grad, t.device)

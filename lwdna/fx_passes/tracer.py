@@ -7,6 +7,7 @@ from the hint; factories (``torch.arange`` ...) are recorded even when no proxy 
 from __future__ import annotations
 
 import builtins
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,9 +25,26 @@ from lwdna.errors import CaptureError
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 
 _FACTORY_NAMES = (
-    "arange bartlett_window blackman_window empty eye full hamming_window hann_window linspace"
-    " logspace ones rand randint randn randperm tensor tril_indices triu_indices zeros"
-).split()
+    "arange",
+    "bartlett_window",
+    "blackman_window",
+    "empty",
+    "eye",
+    "full",
+    "hamming_window",
+    "hann_window",
+    "linspace",
+    "logspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+)
 _FACTORIES = {getattr(torch, name) for name in _FACTORY_NAMES}
 _SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
 
@@ -67,11 +85,43 @@ class HintedTracer(torch.fx.Tracer):
 
     def __init__(self, hints: tuple[Any, ...], leaf_types: frozenset[type]) -> None:
         super().__init__()
-        self._placeholder_hints = list(hints)
+        self._placeholder_hints = hints
         self.leaf_types = leaf_types
         self.evaluating = False
         self.entered: set[str] = set()  # paths of the modules that were called
         self._guarded: set[Node] = set()
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """One placeholder per example input; other arguments keep their defaults.
+
+        Defaults that are numbers stay arguments of the graph; other defaults decide its structure.
+        """
+        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
+        args: list[Any] = [self.root]
+        for k, hint in enumerate(self._placeholder_hints):
+            p = parameters[min(k, len(parameters) - 1)] if parameters else None
+            several = p is not None and p.kind is p.VAR_POSITIONAL
+            if p is None or (k >= len(parameters) and not several):
+                raise CaptureError(f"forward() does not take {len(self._placeholder_hints)} inputs")
+            self._hint = hint
+            args.append(
+                self.create_proxy("placeholder", f"{p.name}_{k}" if several else p.name, (), {})
+            )
+        for p in parameters[len(self._placeholder_hints) :]:
+            if p.kind is not p.POSITIONAL_OR_KEYWORD:
+                break
+            if p.default is p.empty:
+                raise CaptureError(
+                    f"forward() needs an argument {p.name!r} that the example inputs do not give"
+                )
+            self._hint = p.default
+            number = isinstance(p.default, (int, float)) and not isinstance(p.default, bool)
+            args.append(
+                self.create_proxy("placeholder", p.name, (p.default,), {}) if number else p.default
+            )
+        return root_fn, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """torch.nn modules, batch norms with their own forward, and the given leaf types."""
@@ -163,13 +213,7 @@ class HintedTracer(torch.fx.Tracer):
 
     def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
-            if self._placeholder_hints:
-                return self._placeholder_hints.pop(0)
-            if args:
-                return args[0]  # the default of an argument that was not given
-            raise CaptureError(
-                f"forward() needs an argument {target!r} that the example inputs do not give"
-            )
+            return self._hint
         if kind == "get_attr":
             return _to_meta(self._tensors[target])
         args, kwargs = _hints(args), _hints(kwargs)
@@ -236,9 +280,21 @@ def _hints(tree: Any) -> Any:
 def _patched() -> Iterator[None]:
     """Let builtins and factories take proxies.
 
-    ``max`` and ``min`` of sizes stay symbolic; the C++ parser of factories would ask proxies for
-    their present value.
+    ``isinstance`` answers for the hint (a ``__class__`` that did would have C++ take the proxy for
+    a tensor); ``len`` of a batch, ``max`` and ``min`` of sizes stay symbolic; the C++ parser of
+    factories would ask proxies for their present value.
     """
+    is_instance, length = isinstance, len
+
+    def instance_check(value: Any, types: Any) -> bool:
+        if type(value) is HintedProxy and is_instance(value.hint, types):
+            return True
+        return is_instance(value, types)
+
+    def count(value: Any) -> Any:
+        if type(value) is HintedProxy and is_instance(value.hint, Tensor):
+            return value.shape[0]
+        return length(value)
 
     def extremum(original: Callable[..., Any]) -> Callable[..., Any]:
         def of(*args: Any, **kwargs: Any) -> Any:
@@ -266,6 +322,7 @@ def _patched() -> Iterator[None]:
 
     replacements = {(torch, name): factory(getattr(torch, name)) for name in _FACTORY_NAMES}
     replacements |= {(builtins, name): extremum(getattr(builtins, name)) for name in ("max", "min")}
+    replacements |= {(builtins, "isinstance"): instance_check, (builtins, "len"): count}
     with ExitStack() as stack:
         for (owner, name), replacement in replacements.items():
             stack.callback(setattr, owner, name, getattr(owner, name))

@@ -174,7 +174,7 @@ def measured_cost(network: nn.Module, inputs: Any) -> tuple[int, int]:
     Source: torch.utils.flop_counter (half of its FLOPs), ``Tensor.numel``.
     """
     twin = meta_twin(network).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         twin(*single_batch(inputs))
     return counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
 
@@ -251,12 +251,11 @@ def _batch(inputs: tuple[Any, ...], n: int) -> tuple[Any, ...]:
     def sized(t: Tensor) -> Tensor:
         if not t.dim():
             return t
-        rows = t[torch.arange(n) % len(t)]
-        return (
-            rows + 1e-3 * torch.arange(n).view(-1, *[1] * (t.dim() - 1))
-            if t.is_floating_point()
-            else rows
-        )
+        rows = t[torch.arange(n, device=t.device) % len(t)]
+        if not t.is_floating_point():
+            return rows
+        noise = 1e-3 * torch.arange(n, device=t.device, dtype=t.dtype)
+        return rows + noise.view(-1, *[1] * (t.dim() - 1))
 
     return tuple(tree_map_only(Tensor, sized, inputs))
 

@@ -1,0 +1,236 @@
+"""Seconds and memory of capture, analyse and resize, beside Torch-Pruning and one forward pass.
+
+    python -m benchmarks.bm_compile [--networks timm:resnet18 ...] [--repeats 3] [--output FILE]
+
+Both remove 30 % of every group they find, at random, on the CPU, at the network's own resolution.
+The peer prunes a copy of the model in place (the copy is not timed); lwdna returns a new model. The
+table shows medians, the JSON has every repetition. Exit code 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.compile_worker import SHARE
+from benchmarks.networks import NETWORKS
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "benchmarks" / "results" / "bm_compile.json"
+SEED = 0
+THREADS = 2
+PEER_LIMIT_S = 60.0  # per repetition: the peer recurses without end on some networks
+NETWORK_LIMIT_S = 1200.0
+
+#: The bars: what the three stages may take at most.
+RESNET50_S = 3.0
+ANY_NETWORK_S = 30.0
+PEAK_MB = 1024.0
+
+
+def run_network(name: str, repeats: int) -> dict[str, Any]:
+    """Measure one network in a fresh process; once more without the peer if that process dies."""
+    result, died = _worker(name, repeats, peer=True)
+    if result is None:
+        result, again = _worker(name, repeats, peer=False)
+        if result is None:
+            return {"failure": again}
+        result["peer_failure"] = died
+    return result | summary(result)
+
+
+def _worker(name: str, repeats: int, *, peer: bool) -> tuple[dict[str, Any] | None, str | None]:
+    """(figures, None), or (None, how the process ended)."""
+    options = {"repeats": repeats, "seed": SEED, "threads": THREADS, "limit": PEER_LIMIT_S}
+    command = [sys.executable, "-m", "benchmarks.compile_worker", name]
+    command += [f"--{key}={value}" for key, value in options.items()]
+    if not peer:
+        command.append("--no-peer")
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=NETWORK_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"process stopped after {NETWORK_LIMIT_S:g} s"
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return None, f"process ended with code {done.returncode}"
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found, None
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Medians of the repetitions, and the ratios of the totals (lwdna / other)."""
+    if "seconds" not in result:
+        return {}
+    runs = result["seconds"]
+    medians: dict[str, Any] = {"forward": median(runs["forward"])}
+    for tool in ("lwdna", "peer"):
+        if len(runs[tool]) == len(runs["forward"]):  # a peer that was stopped once has no median
+            medians[tool] = {key: median(run[key] for run in runs[tool]) for key in runs[tool][0]}
+    total = medians["lwdna"]["total"]
+    ratios = {"forward": total / medians["forward"]}
+    if "peer" in medians:
+        ratios["peer"] = total / medians["peer"]["total"]
+        ratios["peer_graph_only"] = (total - medians["lwdna"]["resize"]) / medians["peer"]["build"]
+    return {"medians": medians, "ratios": ratios}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without names or paths of it."""
+    packages = ("torch", "timm", "torchvision", "torch-pruning", "numpy")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "lwdna": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+            **{name: _version(name) for name in packages},
+        },
+        "device": "cpu",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the working tree; ``+`` stands for changes in lwdna/."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "lwdna") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+_TOP = ("", "lwdna, s:", "", "", "", "forward", "lwdna /", "peer, s:", "", "lwdna /", "peak")
+_NAMES = ("network", "capture", "analyse", "resize", "total", "s", "forward", "graph", "total")
+_STAGES = ("capture", "analyse", "resize", "total")
+
+
+def _line(name: str, *cells: str) -> str:
+    return f"{name:38}" + "".join(f"{cell:>9}" for cell in cells)
+
+
+def row(name: str, result: Mapping[str, Any]) -> str:
+    """One line of the table, and what failed on the lines below it."""
+    notes = [
+        f"    {who}: {result[key]}"
+        for who, key in (
+            ("lwdna", "failure"),
+            ("peer", "peer_failure"),
+            ("peer", "peer_result_failure"),
+        )
+        if result.get(key)
+    ]
+    if "medians" not in result:
+        return "\n".join([name, *notes])
+    medians, ratios = result["medians"], result["ratios"]
+    peer = medians.get("peer")
+    cells = [f"{medians['lwdna'][stage]:.2f}" for stage in _STAGES]
+    cells += [f"{medians['forward']:.3f}", f"{ratios['forward']:.1f}"]
+    cells += [f"{peer[key]:.2f}" if peer else "-" for key in ("build", "total")]
+    cells += [f"{ratios['peer']:.1f}" if peer else "-", f"{result['peak_mb']:.0f}"]
+    return "\n".join([_line(name, *cells), *notes])
+
+
+def check_bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[bool, str]]:
+    """The bars with whether they are met."""
+    totals = {n: r["medians"]["lwdna"]["total"] for n, r in results.items() if "medians" in r}
+    peaks = {n: r["peak_mb"] for n, r in results.items() if "peak_mb" in r}
+    failed = [name for name, result in results.items() if result.get("failure")]
+    bars = [
+        (not failed, f"every network is resized and runs; failed: {', '.join(failed) or 'none'}")
+    ]
+    for name in (n for n in totals if n.endswith(":resnet50")):
+        bars.append(
+            (totals[name] <= RESNET50_S, f"{name}: {totals[name]:.2f} s <= {RESNET50_S:g} s")
+        )
+    for what, values, bar, unit in (
+        ("capture + analyse + resize", totals, ANY_NETWORK_S, "s"),
+        ("peak memory of capture + analyse", peaks, PEAK_MB, "MB"),
+    ):
+        if values:
+            worst = max(values, key=lambda n: values[n])
+            bars.append(
+                (
+                    values[worst] <= bar,
+                    f"{what}: at most {values[worst]:.2f} {unit} ({worst}) <= {bar:g} {unit}",
+                )
+            )
+    return bars
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="LIBRARY:NAME")
+    parser.add_argument("--repeats", type=int, default=3, help="medians of this many (default 3)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    args = parser.parse_args()
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "environment": environment(),
+        "settings": {
+            "seed": SEED,
+            "threads": THREADS,
+            "repeats": args.repeats,
+            "removed_share": SHARE,
+            "peer_limit_s": PEER_LIMIT_S,
+            "units": "seconds; peak_mb is MiB above the resident memory before capture",
+        },
+        "networks": {},
+    }
+    load = record["environment"]["load_average_before"]
+    if load > 0.5:
+        print(f"load average {load}: other work on this machine distorts the figures below")
+    print(_line(*_TOP), _line(*_NAMES, "peer", "MB"), sep="\n", flush=True)
+    for name in args.networks:
+        record["networks"][name] = run_network(name, args.repeats)
+        print(row(name, record["networks"][name]), flush=True)
+    bars = check_bars(record["networks"])
+    record["bars"] = [{"met": met, "bar": text} for met, text in bars]
+    record["settings"]["benchmark_s"] = round(time.perf_counter() - started, 1)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    for met, text in bars:
+        print("met   " if met else "MISSED", text)
+    print(f"{record['settings']['benchmark_s']:.0f} s")
+    return 0 if all(met for met, _ in bars) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
