@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,8 @@ from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
 from lwdna.cost import Cost, CostModel, Term
 
 Copies = Ids
+#: (slot, slot, group, node, operator): the group's units in both slots are coupled there.
+Link = tuple[Slot, Slot, int, str, str]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class ChannelGraph:
         inputs: the arguments of ``forward`` that shapes and costs are for: batch size 1, on the
             meta device.
         origin: for a restricted graph, the unit of the unrestricted graph behind each unit.
-        links: couplings as (slot, slot, group, node, op), from which ``nx`` is built.
+        links: gives the couplings, from which ``nx`` is built when it is asked for.
     """
 
     tensors: Mapping[str, Vectors]
@@ -103,7 +105,7 @@ class ChannelGraph:
     choices: tuple[ChoicePoint, ...]
     inputs: tuple[Any, ...]
     origin: Ids
-    links: tuple[tuple[Slot, Slot, int, str, str], ...] = field(repr=False, default=())
+    links: Callable[[], Iterable[Link]] = field(repr=False, compare=False, default=tuple)
 
     @property
     def units(self) -> int:
@@ -170,7 +172,7 @@ class ChannelGraph:
         for group in self.groups:
             for slot, times in group.slots:
                 graph.add_node((slot, group.index), group=group.name, times=times)
-        for a, b, index, node, op in self.links:
+        for a, b, index, node, op in self.links():
             graph.add_edge((a, index), (b, index), node=node, op=op)
         return graph
 

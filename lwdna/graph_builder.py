@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.channels import ChannelSpace, Ids, Slot, Vector, Vectors
 from lwdna.cost import Term
-from lwdna.graph import ChannelGraph, ChannelGroup, TensorChannels, WeightRole
+from lwdna.graph import ChannelGraph, ChannelGroup, Link, TensorChannels, WeightRole
 
 
 def build_graph(
@@ -55,7 +56,6 @@ def build_graph(
         space.frozen(opened),
         [v for _, v in slots] + [v for term in own_terms for v in term.vectors],
     )
-    links = _links(space, lambda ids: group_of[unit_of[ids]])
     return ChannelGraph(
         tensors=named,
         buffers=buffers,
@@ -75,7 +75,7 @@ def build_graph(
         choices=tuple(space.choices),
         inputs=inputs,
         origin=np.arange(len(opened)),
-        links=links,
+        links=partial(_links, space, lambda ids: group_of[unit_of[ids]]),
     )
 
 
@@ -100,11 +100,9 @@ def _partition(units: int, frozen: NDArray[np.bool_], vectors: Iterable[Ids]) ->
     return rank[inverse]
 
 
-def _links(
-    space: ChannelSpace, group_of: Callable[[Ids], NDArray[np.int64]]
-) -> tuple[tuple[Slot, Slot, int, str, str], ...]:
+def _links(space: ChannelSpace, group_of: Callable[[Ids], NDArray[np.int64]]) -> tuple[Link, ...]:
     """Couplings between slots, one per (slot, slot, group, cause)."""
-    found: dict[tuple[Slot, Slot, int, str, str], None] = {}
+    found: dict[Link, None] = {}
     for c in space.couplings:
         triples = np.stack([space.owner(c.a), space.owner(c.b), group_of(c.a)])
         for a, b, group in np.unique(triples, axis=1).T:
