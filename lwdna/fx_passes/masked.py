@@ -23,7 +23,7 @@ from lwdna.fx_passes.rules import OpCall
 from lwdna.graph import ChannelGraph, Copies
 
 aten = torch.ops.aten
-_LAYER_NORMS = (aten.layer_norm, aten.rms_norm, aten._fused_rms_norm)
+_LAYER_NORMS = (aten.layer_norm, aten.rms_norm)
 
 
 class MaskedMode(ChannelMode):

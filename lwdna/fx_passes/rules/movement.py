@@ -24,7 +24,6 @@ aten = torch.ops.aten
     aten.unflatten,
     aten.squeeze,
     aten.unsqueeze,
-    aten._reshape_alias,
 )
 def view(op: OpCall, x: Tensor, *_: Any, **__: Any) -> None:
     """Dimensions are merged and split in row-major order."""

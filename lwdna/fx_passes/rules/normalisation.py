@@ -41,7 +41,7 @@ def batch_norm(
         op.recorder.add_term("norm", fixed, vectors)
 
 
-@rule(aten.layer_norm, aten.rms_norm, aten._fused_rms_norm)
+@rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(
     op: OpCall,
     x: Tensor,
@@ -59,8 +59,7 @@ def layer_norm(
                 op.couple(v, w)
     for d in range(first, x.dim()):
         op.mix(x, d, "kept")
-    outs = op.out if isinstance(op.out, (tuple, list)) else (op.out,)
-    op.give(vectors, outs[0])
+    op.give(vectors)
 
 
 @rule(aten.group_norm)
@@ -85,7 +84,7 @@ def group_norm(
     op.give(vectors)
 
 
-@rule(aten.softmax, aten._softmax, aten._safe_softmax, aten.log_softmax, aten._log_softmax)
+@rule(aten.softmax, aten.log_softmax)
 def softmax(op: OpCall, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
     """Removed entries get no weight."""
     op.mix(x, dim_of(dim, x.dim()), "-inf")

@@ -100,7 +100,6 @@ def factory(op: OpCall, *args: Any, **kwargs: Any) -> None:
     aten.tril_indices,
     aten.triu_indices,
     aten.hann_window,
-    aten._assert_async,
 )
 def positional(op: OpCall, *args: Any, **kwargs: Any) -> None:
     """The content depends on the index: nothing may be re-indexed."""

@@ -61,7 +61,7 @@ def resample(op: OpCall, x: Tensor, *_: Any, **__: Any) -> None:
         op.give((*vectors[:-rank], *(None,) * rank), out)
 
 
-@rule(aten.grid_sampler_2d, aten.grid_sampler)
+@rule(aten.grid_sampler)
 def grid_sample(op: OpCall, x: Tensor, grid: Tensor, *_: Any) -> None:
     """(N, C, H, W) sampled at (N, h, w, 2); volumes likewise."""
     batch, channels, *positions = op.vec(x)
