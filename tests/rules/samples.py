@@ -525,7 +525,6 @@ sample("prelu", layer(nn.PReLU), note="shared")
 sample("clone", between(lambda x: x.clone()))
 sample("detach", between(lambda x: x.detach()))
 sample("alias", between(lambda x: x[...]))
-sample("lift_fresh", between(lambda x: x * torch.tensor(0.5)))
 sample("_to_copy", between(lambda x: x.double().sin().to(x.dtype)))
 sample("floor_divide", between(lambda x: x.detach() // 0.5))
 

@@ -22,7 +22,6 @@ aten = torch.ops.aten
     aten.contiguous,
     aten.detach,
     aten.alias,
-    aten.lift_fresh,
     aten._to_copy,
     aten.copy_,
     aten.floor_divide,
