@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from lwdna.scoring import Criterion, ScoringContext, as_batches, get, score, syn
 from lwdna.selection import Selection, select
 
 _SYNTHETIC_BATCH = 8
+_STAGES = ("capture", "analyse", "widen", "score", "select", "resize")
 
 
 def shrink(
@@ -90,11 +92,13 @@ def shrink(
 
     >>> net = lwdna.shrink(timm.create_model("resnet50"), 0.9, data=loader)  # doctest: +SKIP
     """
-    budget, criterion_fn = Budget.of(budget), get(criterion)
+    budget, criterion_fn, seed = Budget.of(budget), get(criterion), _seed(seed)
+    if floors is not None and not isinstance(floors, Floors):
+        raise TypeError(f"floors is a {type(floors).__name__}: pass lwdna.Floors(fraction=...)")
     check_model(model)
     taken = None if data is None else as_batches(data, batches, network=model)
     inputs = _inputs(model, taken, example_inputs)
-    with _stages(("capture", "analyse", "widen", "score", "select", "resize"), progress) as stage:
+    with _own_grad_mode(), _stages(_STAGES, progress) as stage:
         stage("capture")
         captured = capture(model, inputs)
         stage("analyse")
@@ -123,11 +127,14 @@ def check_model(model: nn.Module) -> None:
 
     Raises:
         TypeError: not a module.
-        UnsupportedModelError: no parameters, parameters on several devices, uninitialised (lazy)
-            parameters, or parameters in half precision.
+        UnsupportedModelError: a wrapper (compiled, parallel, scripted); no parameters; parameters
+            on several devices or on the meta device, uninitialised (lazy), or in half precision.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
+    for kinds, inner in _WRAPPERS:
+        if isinstance(model, kinds):
+            raise UnsupportedModelError(f"model is a {type(model).__name__}: {inner}")
     parameters = dict(model.named_parameters())
     if not parameters:
         raise UnsupportedModelError(f"{type(model).__name__} has no parameters to shrink")
@@ -143,9 +150,39 @@ def check_model(model: nn.Module) -> None:
                 "channels; call model.float(), shrink, then cast the result back"
             )
         devices.setdefault(p.device, name)
+    if torch.device("meta") in devices and len(devices) == 1:
+        raise UnsupportedModelError(
+            "the model is on the meta device: give it values first (to_empty, then initialise)"
+        )
     if len(devices) > 1:
         where = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
         raise UnsupportedModelError(f"the model lies on several devices ({where}): move it to one")
+
+
+_WRAPPERS = (
+    (
+        (nn.DataParallel, nn.parallel.DistributedDataParallel),
+        "pass model.module and wrap the result again",
+    ),
+    ((torch._dynamo.OptimizedModule,), "pass the model as it was before torch.compile"),
+    (
+        (torch.jit.ScriptModule,),
+        "TorchScript cannot be traced; pass the nn.Module it was made from",
+    ),
+)
+
+
+def _seed(seed: int) -> int:
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed={seed!r}: an int, not {type(seed).__name__}")
+    return operator.index(seed)
+
+
+@contextmanager
+def _own_grad_mode() -> Iterator[None]:
+    """Gradients are recorded for the scores, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _inputs(model: nn.Module, taken: Sequence[Any] | None, example_inputs: Any) -> Any:

@@ -102,7 +102,7 @@ class Floors:
 
     Raises:
         ValueError: a fraction outside [0, 1], or ``absolute`` below 1.
-        TypeError: ``absolute`` is no int.
+        TypeError: ``absolute`` is no int, or a fraction no number.
 
     Source: METHOD §3 (remain_percentage, linear_percentage, absolute minimum of 4).
     """
@@ -114,7 +114,9 @@ class Floors:
     def __post_init__(self) -> None:
         for name in ("fraction", "classifier"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"floors: {name}={value!r}: a number from 0 to 1")
+            if not 0 <= value <= 1:
                 raise ValueError(f"floors: {name}={value!r} must lie in [0, 1]")
         if isinstance(self.absolute, bool) or not isinstance(self.absolute, (int, np.integer)):
             raise TypeError(f"floors: absolute={self.absolute!r} must be an int")

@@ -104,6 +104,8 @@ def explain(
     Raises:
         CaptureError, UnsupportedModelError: see :func:`lwdna.capture`.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
     inputs = default_inputs(model) if example_inputs is None else example_inputs
     if isinstance(model, GraphModule) and CAPTURED in model.meta:
         gm = model

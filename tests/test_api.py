@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import socket
 import warnings
 from collections.abc import Callable, Iterator
@@ -314,6 +315,21 @@ BAD = {
     "half precision": (lambda: Net().half(), {}, lwdna.UnsupportedModelError, r"model\.float\(\)"),
     "bfloat16": (lambda: Net().bfloat16(), {}, lwdna.UnsupportedModelError, "half precision"),
     "no parameters": (nn.ReLU, {}, lwdna.UnsupportedModelError, "no parameters"),
+    "meta device": (lambda: Net().to("meta"), {}, lwdna.UnsupportedModelError, "meta device"),
+    "parallel wrapper": (
+        lambda: nn.DataParallel(Net()),
+        {},
+        lwdna.UnsupportedModelError,
+        r"model\.module",
+    ),
+    "compiled": (
+        lambda: torch.compile(Net(), backend="eager"),
+        {},
+        lwdna.UnsupportedModelError,
+        r"before torch\.compile",
+    ),
+    "seed that is no number": (Net, {"seed": "0"}, TypeError, "seed"),
+    "floors that are no floors": (Net, {"floors": 0.4}, TypeError, "lwdna.Floors"),
     "no module": (lambda: "resnet50", {}, TypeError, "nn.Module"),
 }
 
@@ -332,7 +348,7 @@ def test_bad_input_is_refused_by_its_own_error_and_changes_nothing(case: str) ->
     if (
         isinstance(model, nn.Module)
         and not any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters())
-        and case != "two devices"
+        and case not in ("two devices", "meta device")
     ):
         with verify.untouched(model):
             attempt()
@@ -350,6 +366,27 @@ def test_unattainable_budgets_say_what_is_attainable(net: Net) -> None:
     with pytest.raises(lwdna.BudgetError):
         lwdna.shrink(net, least - 1, data=batch())
     assert most > before.macs
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_grad_mode_does_not_matter(net: Net, mode: Callable[[], Any]) -> None:
+    expected = lwdna.shrink(net, 0.6, data=batch())
+    with mode():
+        small = lwdna.shrink(net, 0.6, data=batch())
+    assert small.meta["lwdna"] == expected.meta["lwdna"]
+    small(batch()[0]).sum().backward()
+
+
+def test_memory_format_and_pickling(net: Net) -> None:
+    x = batch(3)[0]
+    small = lwdna.shrink(net.to(memory_format=torch.channels_last), 0.6, data=batch()).eval()
+    assert small.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False).eval()
+    assert torch.equal(again(x), small(x))
+    assert list(again.state_dict()) == list(small.state_dict())
 
 
 def test_works_with_deepcopy_compile_and_export(net: Net) -> None:

@@ -46,6 +46,8 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
 
     Source: torch.fx symbolic tracing (https://pytorch.org/docs/stable/fx.html).
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
     _refuse_lazy(model)
     if isinstance(model, GraphModule) and CAPTURED in model.meta:
         return _recapture(model)
@@ -200,6 +202,7 @@ def _emit(model: nn.Module, twin: nn.Module, tracer: HintedTracer, graph: Graph)
     for node in graph.nodes:
         node.meta = {"module": node.meta.get("module", "")}
     graph.lint()
+    graph._tracer_cls = None  # pickling traces the generated code again, by torch.fx's own tracer
     gm = assemble(root, graph, type(model).__name__)
     gm.meta[CAPTURED] = True
     return gm

@@ -81,9 +81,15 @@ def _resized(
             fresh.append((dim, copy))
     if new.data_ptr() == tensor.data_ptr():
         new = new.clone()
+    elif not tensor.is_contiguous() and _channels_last(tensor):
+        new = new.contiguous(memory_format=torch.channels_last)
     if fresh and name not in graph.buffers:
         _initialise(name, tensor, new, fresh, graph, generator)
     return new
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _initialise(

@@ -107,6 +107,7 @@ def _checked(batch: Any, k: int, network: nn.Module | None) -> Batch:
         dtype = like.dtype
 
         def move(t: Tensor) -> Tensor:
+            t = t.clone() if t.is_inference() else t  # autograd takes no inference tensors
             return t.to(like.device, dtype if t.is_floating_point() else None)
 
         inputs, targets = move(inputs), tree_map_only(Tensor, move, targets)
