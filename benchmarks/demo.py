@@ -38,6 +38,7 @@ def main() -> None:
     for name, shows, licence, _ in PHOTOS:
         say(f"  {name}: {shows} ({licence})")
     model = torchvision.models.resnet50(weights=None)
+    say("\nShrinking ResNet-50 on two batches of crops; this takes a minute or two.")
     started = time.perf_counter()
     net = lwdna.shrink(
         model,

@@ -195,12 +195,12 @@ def _inputs(model: nn.Module, taken: Sequence[Any] | None, example_inputs: Any) 
     try:
         with torch.no_grad():
             twin(*tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), given))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as e:
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as e:
         if "meta" not in str(e):  # what fails only without data is the capture's to explain
             shapes = [tuple(t.shape) for t in tree_leaves(given) if isinstance(t, Tensor)]
             raise ScoringError(
                 f"the model does not take a batch of shape {', '.join(map(str, shapes))}: "
-                f"{type(e).__name__}: {e}"
+                f"{type(e).__name__}: {e}. Inputs of another form go into example_inputs"
             ) from e
     return example_inputs
 

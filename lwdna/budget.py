@@ -97,7 +97,8 @@ class Floors:
 
     Attributes:
         fraction: of the group's current (widened) width.
-        absolute: number of channels. Groups narrower than this stay whole.
+        absolute: number of units (channels that move as one count once). Groups of fewer stay
+            whole.
         classifier: takes the place of ``fraction`` for groups that feed the classifier.
 
     Raises:
@@ -114,9 +115,9 @@ class Floors:
     def __post_init__(self) -> None:
         for name in ("fraction", "classifier"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if not isinstance(value, (int, float)):
                 raise TypeError(f"floors: {name}={value!r}: a number from 0 to 1")
-            if not 0 <= value <= 1:
+            if isinstance(value, bool) or not 0 <= value <= 1:
                 raise ValueError(f"floors: {name}={value!r} must lie in [0, 1]")
         if isinstance(self.absolute, bool) or not isinstance(self.absolute, (int, np.integer)):
             raise TypeError(f"floors: absolute={self.absolute!r} must be an int")
@@ -181,7 +182,7 @@ def check_attainable(
         if limit < ranges[metric][0]:
             raise BudgetError(
                 f"budget below the least that the floors allow: {statement(metric)}. Raise the "
-                "budget, or lower the floors or the divisor",
+                "budget, or lower the floors, the divisor or the widening they refer to",
                 ranges,
             )
     if all(limit > ranges[metric][1] for metric, limit in limits.items()):

@@ -113,6 +113,7 @@ class ChannelSpace:
         self.rectangles: list[Rectangle] = []
         self.choices: list[ChoicePoint] = []
         self._relied: list[Ids] = []
+        self._joints: list[tuple[Ids, Ids, str]] = []
         self._splits: dict[tuple[bytes, tuple[int, ...]], Vectors] = {}
         self._merges: dict[tuple[bytes, ...], Ids] = {}
 
@@ -178,6 +179,14 @@ class ChannelSpace:
             self.freeze(a if b is None else b, f"meets a fixed dimension in {op}", node)
         else:
             self.unite(a, b, node, op)
+
+    def joint(self, left: Ids, right: Ids, node: str) -> None:
+        """``right`` stands directly after ``left`` in one vector, but is another run.
+
+        Copies stand after a run of equal ids, so a unit on both sides of the joint cannot be
+        copied: the two runs would be taken for one.
+        """
+        self._joints.append((left[-1:], right[:1], node))
 
     def merge(self, sizes: tuple[int, ...], axes: Vectors, node: str) -> Vector:
         """Vector of several dimensions flattened into one (row-major)."""
@@ -257,10 +266,10 @@ class ChannelSpace:
                     self.freeze(
                         first.axes[k], f"choice point: axis {chosen} of {first.sizes}", first.node
                     )
-        for (
-            r
-        ) in self.rectangles:  # a later union may have frozen more; the unions below keep it right
-            self.choices.append(self._chosen(r))
+        for left, right, node in self._joints:
+            alike = self.find(left) == self.find(right)
+            self.freeze(left[alike], "stands on both sides of a joint", node)
+        self.choices = [self._chosen(r) for r in self.rectangles]
 
     def _in_use(self, r: Rectangle, live: tuple[int, ...], policy: Policy) -> tuple[int, ...]:
         """Under ``"auto"``, the axes that settled rectangles rely on; freezing one undoes them."""

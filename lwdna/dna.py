@@ -74,6 +74,9 @@ class Dna:
     after: Cost
     versions: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        return f"<Dna of {self.model}: {len(self.groups)} groups, {self.before} -> {self.after}>"
+
     def copies(self, graph: ChannelGraph) -> Copies:
         """The selection as copies per unit of the widened channel graph.
 

@@ -53,6 +53,9 @@ class Explanation:
     rows: tuple[GroupRow, ...]
     graph: ChannelGraph
 
+    def __repr__(self) -> str:
+        return f"<Explanation of {len(self.rows)} channel groups; print() shows them>"
+
     def __str__(self) -> str:
         cost = self.graph.cost()
         table = tabulate(
@@ -71,6 +74,7 @@ class Explanation:
         }
         lines = [
             table,
+            "MACs, params: what vanishes with the group; a layer counts for all groups it joins",
             f"{cost.macs:,} MACs, {cost.flops_paper:,} paper FLOPs, {cost.params:,} params",
         ]
         if choices:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
-from lwdna.errors import AnalysisError
+from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.module import meta_twin
@@ -232,7 +232,8 @@ def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") ->
         The channel graph.
 
     Raises:
-        AnalysisError: an operator's result contradicts its rule.
+        AnalysisError: an operator's result contradicts its rule, or the network does not run on
+            a batch of one.
 
     Source: DESIGN "Analyse"; torch.utils._python_dispatch.
     """
@@ -242,7 +243,15 @@ def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") ->
     relus = _watch_relus(twin, mode)
     inputs = single_batch(example_inputs)
     with torch.inference_mode(), torch.device("meta"), mode:
-        interpreter.run(*inputs)
+        try:
+            interpreter.run(*inputs)
+        except LwdnaError:
+            raise
+        except Exception as e:
+            raise AnalysisError(
+                f"node {mode.node!r} fails on a batch of one sample on the meta device, on which "
+                f"channels are analysed: {type(e).__name__}: {e}"
+            ) from e
     for out in relus.values():
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
         mode.node = ""

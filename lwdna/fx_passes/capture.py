@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes._base import CAPTURED
 from lwdna.fx_passes.module import CONSTANTS, assemble, detached_copy, meta_twin, skeleton
+from lwdna.fx_passes.proxy import IN_PLACE
 from lwdna.fx_passes.tracer import HintedTracer
 
 #: A mode difference settles one module type per round; real networks need one or two.
@@ -49,6 +51,7 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
     _refuse_lazy(model)
+    _refuse_lost_behaviour(model)
     if isinstance(model, GraphModule) and CAPTURED in model.meta:
         return _recapture(model)
     hints = _example_hints(example_inputs)
@@ -74,6 +77,22 @@ def _refuse_lazy(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"parameter {name!r} is lazy and not initialised yet: run the model once on a "
                 "batch, then call lwdna"
+            )
+
+
+def _refuse_lost_behaviour(model: nn.Module) -> None:
+    """What a graph cannot carry over: hooks of the model itself, and its own ``train``."""
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has forward hooks of its own, which a graph does not call: "
+            "remove them, and register them on the result"
+        )
+    for path, module in model.named_modules():
+        if type(module).train is not nn.Module.train and not isinstance(module, GraphModule):
+            warnings.warn(
+                f"{path or 'the model'} ({type(module).__name__}) overrides train(): the captured "
+                "network does not; set the modes of its modules yourself",
+                stacklevel=3,
             )
 
 
@@ -176,7 +195,7 @@ def has_effect(node: Node) -> bool:
     name = getattr(node.target, "__name__", "")
     return (
         node.is_impure()
-        or node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+        or name in IN_PLACE
         or (name.endswith("_") and not name.endswith("__"))
         or bool(node.kwargs.get("inplace"))
         or "out" in node.kwargs

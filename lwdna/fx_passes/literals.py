@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lwdna.channels import Vector
 from lwdna.errors import ResizeError
@@ -73,8 +73,9 @@ class Repair:
             return value
         given: Any = (argument.args, argument.kwargs)
         args, kwargs = torch.fx.node.map_arg(given, self.old_value)
+        args, kwargs = tree_map_only(TensorChannels, _meta, (args, kwargs))
         if argument.op == "call_method":
-            return tuple(args[0].shape) if len(args) == 1 else args[0].shape[args[1]]
+            return getattr(args[0], str(argument.target))(*args[1:], **kwargs)
         return argument.target(*args, **kwargs)  # type: ignore[operator]
 
     def new_value(self, argument: Any) -> Any:
@@ -122,6 +123,10 @@ class Repair:
             channels = self.graph.values.get(shaped.name)
             return isinstance(channels, TensorChannels) and channels.vectors[index] is None
         return any(self.dynamic(source) for source in number.all_input_nodes)
+
+
+def _meta(channels: TensorChannels) -> Tensor:
+    return torch.empty(channels.shape, device="meta")
 
 
 def _measured(number: Node) -> tuple[Node | None, Any]:

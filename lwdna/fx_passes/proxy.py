@@ -26,9 +26,16 @@ _OPAQUE = object()
 _NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
 
-def source_line() -> str:
-    """The innermost frame of the model's own code, as ``file:line: text``."""
-    for frame in reversed(traceback.extract_stack()):
+def source_line(error: BaseException | None = None) -> str:
+    """The innermost frame of the model's own code, as ``file:line: text``.
+
+    Args:
+        error: look at where this was raised, not at where we are.
+    """
+    frames = (
+        traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
+    )
+    for frame in reversed(frames):
         if not frame.filename.startswith(_NOT_THE_MODEL):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return "(unknown source line)"
@@ -130,7 +137,8 @@ def _in_place(name: str) -> Callable[[HintedProxy, Any], Any]:
     return method
 
 
-for _name in ("iadd", "isub", "imul", "itruediv"):
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+for _name in IN_PLACE:
     setattr(HintedProxy, f"__{_name}__", _in_place(_name))
 
 

@@ -21,7 +21,7 @@ from torch.fx import Node, Proxy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map, tree_map_only
 
-from lwdna.errors import CaptureError
+from lwdna.errors import CaptureError, LwdnaError
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 
 _FACTORY_NAMES = (
@@ -62,6 +62,11 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tracer.evaluating:
             return func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            raise CaptureError(
+                f"forward() switches gradients on or off at {source_line()}, which a graph does "
+                "not carry over: use .detach() on the tensors instead"
+            )
         if func not in _FACTORIES and not tree_any(is_proxy, (args, kwargs)):
             return func(*args, **kwargs)
         if torch.overrides.is_tensor_method_or_property(func):
@@ -136,8 +141,17 @@ class HintedTracer(torch.fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._tensors = dict(named)
-        with _patched(), _Recorder(self), torch.no_grad():
-            return super().trace(root, concrete_args)
+        with _patched(), torch.enable_grad(), _Recorder(self):
+            try:
+                return super().trace(root, concrete_args)
+            except LwdnaError:
+                raise
+            except Exception as e:
+                raise CaptureError(
+                    f"{source_line(e)} cannot be traced: {type(e).__name__}: {e}. The network is "
+                    "not one static graph; scripted functions, vmap and checkpointing are not "
+                    "part of one"
+                ) from e
 
     def proxy(self, node: Node) -> Proxy:
         """A hinted proxy; see :class:`torch.fx.Tracer`."""
@@ -219,12 +233,8 @@ class HintedTracer(torch.fx.Tracer):
         args, kwargs = _hints(args), _hints(kwargs)
         self.evaluating = True
         try:
-            if kind == "call_module":
-                result = self._forward(*args, **kwargs)
-            elif kind == "call_method":
-                result = getattr(args[0], target)(*args[1:], **kwargs)
-            else:
-                result = target(*args, **kwargs)
+            with torch.no_grad():
+                return tree_map_only(Tensor, _to_meta, self._run(kind, target, args, kwargs))
         except CaptureError:
             raise
         except Exception as e:
@@ -235,7 +245,13 @@ class HintedTracer(torch.fx.Tracer):
             ) from e
         finally:
             self.evaluating = False
-        return tree_map_only(Tensor, _to_meta, result)
+
+    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        if kind == "call_module":
+            return self._forward(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
 
 _SIZES = (int, float, tuple)

@@ -294,7 +294,7 @@ def verify(
         VerificationError: an invariant does not hold.
     """
     rng = np.random.default_rng(seed)
-    with untouched(model):
+    with untouched(model), torch.random.fork_rng():
         work = detached_copy(model)
         stir(work, seed=seed)
         gm = capture(work, example_inputs)

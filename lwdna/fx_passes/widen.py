@@ -50,7 +50,9 @@ def _factor(group: ChannelGroup, multiplier: Multiplier) -> float:
         factor = next(matches, 1.0)
     else:
         factor = multiplier
-    if isinstance(factor, bool) or not np.isfinite(factor) or factor < 1:
+    if isinstance(factor, bool) or not isinstance(factor, (int, float, np.number)):
+        raise TypeError(f"widen = {factor!r}: a number, or a mapping from pattern to number")
+    if not np.isfinite(factor) or factor < 1:
         raise ValueError(f"widen = {factor!r}: a finite factor >= 1 is needed (1 does not widen)")
     return float(factor)
 

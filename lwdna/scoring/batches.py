@@ -36,6 +36,8 @@ def as_batches(data: Any, n: int = 2, *, network: nn.Module | None = None) -> li
 
     Source: METHOD §2 (two minibatches).
     """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"batches={n!r}: an int, not {type(n).__name__}")
     if n < 1:
         raise ValueError(f"n={n}: score on at least one batch")
     if isinstance(data, Tensor) or not isinstance(data, Iterable):

@@ -298,7 +298,6 @@ def test_attention_keeps_its_scale_and_can_lose_width_or_heads(
         assert node.kwargs["scale"] == 0.5  # 1 / sqrt(4), the original's
 
 
-@pytest.mark.xfail(reason="equal ids on both sides of a joint count as one run of entries")
 @pytest.mark.parametrize(
     ("f", "into"),
     [

@@ -119,6 +119,8 @@ def concatenate(op: OpCall, parts: Sequence[tuple[Vector, int]]) -> Vector:
         if vector is None:
             vector = op.space.fresh(size, Slot(op.node, 0, "free"))
             op.freeze(vector, "fixed entries in a concatenation")
+        if pieces:
+            op.space.joint(pieces[-1], vector, op.node)
         pieces.append(vector)
     return np.concatenate(pieces)
 
@@ -162,6 +164,16 @@ def split(op: OpCall, x: Tensor, sizes: Any, dim: int = 0) -> None:
         part = _part(op, vectors[dim], start, start + out.shape[dim])
         op.give((*vectors[:dim], part, *vectors[dim + 1 :]), out)
         start += out.shape[dim]
+
+
+@rule(aten.glu)
+def glu(op: OpCall, x: Tensor, dim: int = -1) -> None:
+    """The first half is gated by the second."""
+    dim = dim_of(dim, x.dim())
+    vectors, half = op.vec(x), x.shape[dim] // 2
+    first, second = _part(op, vectors[dim], 0, half), _part(op, vectors[dim], half, 2 * half)
+    op.couple(first, second)
+    op.give((*vectors[:dim], first, *vectors[dim + 1 :]))
 
 
 def _part(op: OpCall, vector: Vector, start: int, end: int) -> Vector:
@@ -228,6 +240,8 @@ def repeat(op: OpCall, x: Tensor, repeats: Sequence[int]) -> None:
         if size == 1 and n > 1:
             result.append(op.free(n, d))
         else:
+            if v is not None and n > size:
+                op.space.joint(v, v, op.node)
             result.append(None if v is None else np.tile(v, n // size))
     op.give(tuple(result))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lwdna.fx_passes.rules.pointwise import pointwise
 from lwdna.fx_passes.rules.registry import OpCall, dim_of, rule
 
 aten = torch.ops.aten
@@ -29,8 +30,9 @@ _HOW = {
 @rule(*_HOW)
 def reduce(op: OpCall, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """The reduced dimensions go; their channels are mixed."""
-    if op.func.overloadpacket is aten.max and args and isinstance(args[0], Tensor):
-        raise NotImplementedError("elementwise max arrives as maximum")
+    if args and isinstance(args[0], Tensor):  # max(a, b) of two tensors
+        pointwise(op, x, *args)
+        return
     names = [argument.name for argument in op.func._schema.arguments[1:]]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     dims = given.get("dim")
@@ -54,6 +56,9 @@ def _dims(dims: Any, rank: int) -> set[int]:
 @rule(aten.cumsum, aten.argmax, aten.argmin, aten.topk, aten.sort, aten.min, aten.amin, aten.prod)
 def ordered(op: OpCall, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Results that depend on which entries are there: nothing reduced may change."""
+    if args and isinstance(args[0], Tensor):  # min(a, b) of two tensors
+        pointwise(op, x, *args)
+        return
     op.freeze_all(x, f"{op.name} depends on every entry")
     for out in (t for t in tree_leaves(op.out) if isinstance(t, Tensor)):
         op.give((None,) * out.dim(), out)

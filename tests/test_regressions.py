@@ -1,0 +1,117 @@
+"""What a first user broke, and what a graph cannot carry over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lwdna
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Between(nn.Module):
+    """conv a -> f -> conv b -> mean -> fc."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 3)
+        self.fc = nn.Linear(12, 10)
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.b(self.f(self.a(x))).mean((2, 3)))
+        return out
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x
+    x **= 2
+    x /= 3
+    x //= 1.5
+    x %= 2
+    return y + x
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: torch.max(x, x.sin()) + torch.min(x, x.cos()),
+        lambda x: x / x[0].numel() ** 0.5,
+        in_place,
+    ],
+    ids=["max of two tensors", "numel", "in-place operators"],
+)
+def test_every_invariant_holds(f: Any) -> None:
+    torch.manual_seed(0)
+    lwdna.verify(Between(f), X)
+
+
+def test_verify_works_on_networks_with_dropout_and_leaves_the_random_state() -> None:
+    model = Between(nn.Dropout(0.5))
+    state = torch.get_rng_state()
+    lwdna.verify(model, X)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def without_gradients(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.amax((2, 3), keepdim=True)
+    return x / (scale + 1)
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (without_gradients, r"with torch\.no_grad\(\)"),
+        (scripted, "cannot be traced"),
+        (lambda x: torch.vmap(lambda t: t * 2)(x), "cannot be traced"),
+        (lambda x: x if bool(x.max() > 0) else -x, "decides the control flow"),
+    ],
+    ids=["no_grad", "script", "vmap", "values"],
+)
+def test_what_a_graph_cannot_express_is_refused_with_its_line(f: Any, message: str) -> None:
+    with pytest.raises(lwdna.CaptureError, match=message) as caught:
+        lwdna.capture(Between(f), X)
+    assert "test_regressions.py" in str(caught.value)
+
+
+def test_a_batch_size_in_the_model_is_an_analysis_error() -> None:
+    gm = lwdna.capture(Between(lambda x: x.reshape(2, 16, 10, 10)), X)
+    with pytest.raises(lwdna.AnalysisError, match="batch of one sample"):
+        lwdna.analyse(gm, X)
+
+
+def test_hooks_of_the_model_itself_are_refused() -> None:
+    model = Between(F.relu)
+    model.register_forward_hook(lambda m, args, out: out * 3)
+    with pytest.raises(lwdna.UnsupportedModelError, match="hooks"):
+        lwdna.shrink(model, 0.7, example_inputs=X)
+
+
+def test_an_overridden_train_is_said_to_be_lost() -> None:
+    class Frozen(Between):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(mode)
+
+    with pytest.warns(UserWarning, match=r"overrides train\(\)"):
+        lwdna.capture(Frozen(F.relu), X)
+
+
+def test_long_objects_have_short_reprs(capsys: pytest.CaptureFixture[str]) -> None:
+    model = Between(F.relu)
+    explanation = lwdna.explain(model, X)
+    dna = lwdna.shrink(model, 0.8, criterion="random", example_inputs=X).meta["lwdna"]
+    assert len(repr(explanation)) < 100
+    assert len(repr(dna)) < 300
+    assert "vanishes with the group" in capsys.readouterr().out
