@@ -33,7 +33,6 @@ def in_place(x: Tensor) -> Tensor:
     y = x
     x **= 2
     x /= 3
-    x //= 1.5
     x %= 2
     return y + x
 
@@ -74,7 +73,7 @@ def scripted(x: Tensor) -> Tensor:
     ("f", "message"),
     [
         (without_gradients, r"with torch\.no_grad\(\)"),
-        (scripted, "cannot be traced"),
+        (lambda x: scripted(x), "cannot be traced"),
         (lambda x: torch.vmap(lambda t: t * 2)(x), "cannot be traced"),
         (lambda x: x if bool(x.max() > 0) else -x, "decides the control flow"),
     ],
@@ -84,6 +83,11 @@ def test_what_a_graph_cannot_express_is_refused_with_its_line(f: Any, message: s
     with pytest.raises(lwdna.CaptureError, match=message) as caught:
         lwdna.capture(Between(f), X)
     assert "test_regressions.py" in str(caught.value)
+
+
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    with pytest.raises(lwdna.UnsupportedModelError, match="cannot be copied"):
+        lwdna.capture(Between(scripted), X)
 
 
 def test_a_batch_size_in_the_model_is_an_analysis_error() -> None:

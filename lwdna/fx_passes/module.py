@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
+from lwdna.errors import UnsupportedModelError
+
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
 
@@ -46,7 +48,13 @@ def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
     for tensor in tensors_of(module):
         if id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, replace(tensor))
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as e:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} cannot be copied: {type(e).__name__}: {e}. Keep what cannot "
+            "be copied (scripted functions, generators, open files) out of the module"
+        ) from e
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
