@@ -22,7 +22,7 @@ from lwdna.fx_passes.tracer import HintedTracer
 
 #: A mode difference settles one module type per round; real networks need one or two.
 _MAX_ROUNDS = 64
-_PURE_DEAD = ("placeholder", "output")
+_INTERFACE = ("placeholder", "output")
 
 
 def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
@@ -110,11 +110,6 @@ def _example_hints(example_inputs: Any) -> tuple[Any, ...]:
         return torch.empty(size, dtype=t.dtype, device="meta")
 
     return tuple(tree_map_only(Tensor, hint, value) for value in inputs)
-
-
-def _signature(value: Any, number: dict[Node, int]) -> Any:
-    """A node argument with nodes replaced by their position, for comparison."""
-    return torch.fx.node.map_arg(value, lambda n: f"%{number[n]}")
 
 
 def _structural_difference(a: Graph, b: Graph) -> tuple[str, str] | None:
@@ -205,7 +200,7 @@ def has_effect(node: Node) -> bool:
 def _drop_dead(graph: Graph) -> None:
     """Remove unused nodes without effects (call_module stays: it may update statistics)."""
     for node in reversed(graph.nodes):
-        keep = node.op in (*_PURE_DEAD, "call_module") or has_effect(node)
+        keep = node.op in (*_INTERFACE, "call_module") or has_effect(node)
         if not node.users and not keep:
             graph.erase_node(node)
 

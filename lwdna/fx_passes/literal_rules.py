@@ -169,13 +169,8 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
-@repairs(*dict.fromkeys(_CONVOLUTIONS))
+@repairs(*dict.fromkeys((*_CONVOLUTIONS, *_TRANSPOSED)))
 def _conv(context: Repair) -> None:
-    _groups(context, 6, "groups")
-
-
-@repairs(*dict.fromkeys(_TRANSPOSED))
-def _conv_transpose(context: Repair) -> None:
     _groups(context, 6, "groups")
 
 
