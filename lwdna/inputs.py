@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,3 +27,10 @@ def default_inputs(model: nn.Module) -> Tensor:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     return torch.empty((2, channels, *size[1:]), dtype=dtype, device="meta")
+
+
+def as_arguments(model: nn.Module, inputs: Any) -> tuple[Any, ...]:
+    """Stub until merge."""
+    if isinstance(inputs, Mapping):
+        return inspect.signature(model.forward).bind(**inputs).args
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from lwdna.errors import ScoringError
 from lwdna.graph import ChannelGraph
+from lwdna.scoring.batches import Batch, StepFn
+from lwdna.scoring.options import Scoring
+from lwdna.scoring.ranks import Ranks
 
-Batch = tuple[Tensor, Any]
 LossFn = Callable[[Any, Any], Tensor]
 
 
@@ -25,10 +27,13 @@ class ScoringContext:
         network: the (widened) network whose channels are scored. A criterion may run it, but must
             leave it as it was.
         graph: the channel graph of this very network.
-        batches: (inputs, targets) pairs on the network's device; see
-            :func:`lwdna.scoring.as_batches`. May be empty for criteria that need no data.
+        batches: on the network's device; see :func:`lwdna.scoring.as_batches`. May be empty for
+            criteria that need no data.
         loss_fn: ``loss_fn(outputs, targets)`` -> scalar tensor. ``None``: cross entropy on logits.
         seed: of everything random; the same seed gives the same scores on the same device.
+        step_fn: ``step_fn(model, batch)`` -> scalar tensor, in place of ``loss_fn``.
+        options: how a criterion goes through the batches.
+        ranks: the processes that score together, each on its own batches.
     """
 
     network: nn.Module
@@ -36,6 +41,9 @@ class ScoringContext:
     batches: Sequence[Batch] = ()
     loss_fn: LossFn | None = None
     seed: int = 0
+    step_fn: StepFn | None = None
+    options: Scoring = field(default_factory=Scoring)
+    ranks: Ranks = field(default_factory=Ranks.current)
 
     @property
     def device(self) -> torch.device:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lwdna.errors import ScoringError
+from lwdna.graph import ChannelGraph
 from lwdna.scoring.context import ScoringContext, preserved
+from lwdna.scoring.ranks import synchronised_batch_norm
 
 Saliency = NDArray[np.float64]
 Criterion = Callable[[ScoringContext], Saliency]
+#: A criterion that may have options besides.
+F = TypeVar("F", bound=Callable[..., Saliency])
 
-_CRITERIA: dict[str, Criterion] = {}
+_CRITERIA: dict[str, Callable[..., Saliency]] = {}
 
 
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
+def criterion(name: str) -> Callable[[F], F]:
     """Register a criterion under ``name`` (decorator).
 
     Args:
@@ -32,7 +39,7 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
     ...     return -np.arange(context.graph.units, dtype=float)
     """
 
-    def register(function: Criterion) -> Criterion:
+    def register(function: F) -> F:
         if name in _CRITERIA:
             raise ValueError(f"criterion {name!r} is registered already; choose another name")
         _CRITERIA[name] = function
@@ -46,20 +53,68 @@ def criteria() -> tuple[str, ...]:
     return tuple(_CRITERIA)
 
 
-def get(name: str | Criterion) -> Criterion:
-    """The criterion of that name; a callable passes.
+@dataclass(frozen=True)
+class NamedCriterion:
+    """A criterion with its options; what :func:`get` returns.
+
+    Attributes:
+        name: as registered, or a callable's own name.
+        options: keyword arguments beside the context.
+        function: what is called.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    function: Callable[..., Saliency]
+
+    def __call__(self, context: ScoringContext) -> Saliency:
+        """Score ``context``."""
+        return self.function(context, **self.options)
+
+    def __str__(self) -> str:
+        """``name(option=value, ...)``."""
+        options = ", ".join(f"{key}={value!r}" for key, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+def get(name: str | Criterion, **options: Any) -> NamedCriterion:
+    """The criterion of that name, with options; a callable passes.
+
+    Args:
+        name: a registered name (:func:`criteria`) or a callable.
+        options: keyword arguments of the criterion, e.g. ``normalize=False``.
 
     Raises:
         ValueError: no criterion has the name.
-        TypeError: neither a name nor a callable.
+        TypeError: neither a name nor a callable, or the criterion has no such option.
+
+    >>> str(get("latent-grad", normalize=False))
+    'latent-grad(normalize=False)'
     """
+    if isinstance(name, NamedCriterion):
+        return replace(name, options={**name.options, **_checked(name.function, name.name, options)})
     if callable(name):
-        return name
+        own = getattr(name, "__name__", "custom")
+        return NamedCriterion(own, _checked(name, own, options), name)
     if not isinstance(name, str):
         raise TypeError(f"criterion {name!r}: a name or a callable, not {type(name).__name__}")
     if name not in _CRITERIA:
         raise ValueError(f"criterion {name!r}: one of {', '.join(_CRITERIA)}, or a callable")
-    return _CRITERIA[name]
+    function = _CRITERIA[name]
+    return NamedCriterion(name, _checked(function, name, options), function)
+
+
+def _checked(function: Callable[..., Any], name: str, options: dict[str, Any]) -> dict[str, Any]:
+    if not options:
+        return options
+    known = list(inspect.signature(function).parameters)[1:]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise TypeError(
+            f"criterion {name!r} has no option {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(map(repr, known)) or 'none'}"
+        )
+    return options
 
 
 def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Saliency:
@@ -77,67 +132,40 @@ def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Sal
             than one finite number per unit.
     """
     function = get(name)
-    with preserved(context.network, context.seed):
-        result = np.asarray(function(context))
-    label = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
-    if result.shape != (context.graph.units,) or result.dtype.kind not in "fiu":
+    label, ranks = function.name, context.ranks
+    with ranks.guard():
+        with preserved(context.network, context.seed), synchronised_batch_norm(ranks):
+            result = np.asarray(function(context))
+        if result.shape != (context.graph.units,) or result.dtype.kind not in "fiu":
+            raise ScoringError(
+                f"criterion {label!r} returned shape {result.shape} of {result.dtype}; it must "
+                f"return one number per unit, shape ({context.graph.units},)"
+            )
+        saliency = result.astype(np.float64)
+        _check_finite(context.graph, saliency, label)
+        ranks.broadcast_([torch.from_numpy(saliency)])  # the same on every rank, to the last bit
+    _warn_of_zeros(context.graph, saliency, label)
+    return saliency
+
+
+def _check_finite(graph: ChannelGraph, saliency: Saliency, label: str) -> None:
+    bad = np.unique(graph.group_of[~np.isfinite(saliency)])
+    if len(bad):
+        names = ", ".join(repr(graph.groups[g].name) for g in bad[:5])
         raise ScoringError(
-            f"criterion {label!r} returned shape {result.shape} of {result.dtype}; it must return "
-            f"one number per unit, shape ({context.graph.units},)"
+            f"criterion {label!r} gives NaN or infinite saliencies in {len(bad)} of the "
+            f"{len(graph.groups)} channel groups ({names}{', ...' if len(bad) > 5 else ''}): check "
+            "the scale of the inputs and the loss, or score with another criterion"
         )
-    if not np.isfinite(result).all():
-        raise ScoringError(f"criterion {label!r} returned NaN or infinite saliencies")
-    return result.astype(np.float64)
 
 
-@criterion("magnitude")
-def magnitude(context: ScoringContext) -> Saliency:
-    """L2 norm of the filters that produce a unit.
-
-    ``sqrt(mean over the filters of the unit of ‖W[filter]‖²)``, where a filter is one index of the
-    output dimension of a convolution's or linear layer's weight, and a coupled unit has one in
-    every layer of its stage. A unit that no layer produces scores 0.
-
-    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, with L2 for L1.
-    """
-    graph = context.graph
-    squares, filters = np.zeros(graph.units), np.zeros(graph.units)
-    for name, p in context.network.named_parameters():
-        role = graph.roles.get(name)
-        units = None if role is None else graph.tensors[name][role.out_dim]
-        if role is None or units is None:
-            continue
-        norms = _squared_norms(p.detach(), role.out_dim)
-        np.add.at(squares, units, norms)
-        np.add.at(filters, units, 1.0)
-    result: Saliency = np.sqrt(squares / np.maximum(filters, 1.0))
-    return result
-
-
-def _squared_norms(w: Tensor, dim: int) -> Saliency:
-    """Squared L2 norm of every slice along ``dim``, shape (w.shape[dim],), float64."""
-    norms: Saliency = w.movedim(dim, 0).flatten(1).double().square().sum(1).cpu().numpy()
-    return norms
-
-
-@criterion("random")
-def random(context: ScoringContext) -> Saliency:
-    """Uniform random numbers from the seed; a baseline of every comparison (METHOD §2).
-
-    Source: Li et al., "Revisiting Random Channel Pruning", CVPR 2022.
-    """
-    draws = torch.rand(context.graph.units, generator=context.generator(), dtype=torch.float64)
-    result: Saliency = draws.numpy()
-    return result
-
-
-@criterion("uniform")
-def uniform(context: ScoringContext) -> Saliency:
-    """Scores by which one global threshold keeps the same fraction of every group.
-
-    The i-th of a group's n units scores ``1 - (i + 0.5) / n``.
-    """
-    result = np.zeros(context.graph.units)
-    for group in context.graph.groups:
-        result[group.units] = 1.0 - (np.arange(group.width) + 0.5) / group.width
-    return result
+def _warn_of_zeros(graph: ChannelGraph, saliency: Saliency, label: str) -> None:
+    names = [g.name for g in graph.groups if g.prunable and not saliency[g.units].any()]
+    if names:
+        more = ", ..." if len(names) > 5 else ""
+        warnings.warn(
+            f"criterion {label!r} gives zero to all channels of {len(names)} groups "
+            f"({', '.join(names[:5])}{more}); a budget will shrink them to their floors. Score "
+            "with 'magnitude', 'random' or 'uniform' if that is not meant",
+            stacklevel=3,
+        )

@@ -1,44 +1,37 @@
-"""The paper's criterion: gradients of the latent vectors of a hypernetwork.
+"""The paper's hypernetwork: latent vectors that generate every convolution and linear weight.
 
-One latent number z per channel unit. The weight of a layer with ``C_i`` inputs (per group),
-``C_o`` outputs and ``K`` kernel positions is generated as
+For a weight with C_i inputs (per group), C_o outputs and K kernel positions (METHOD §1):
 
-    W0 = z_in z_outᵀ + b0                       (C_i, C_o)
-    W1 = W0[..., None] * w1 + b1                (C_i, C_o, E)
-    W  = w2 @ W1[..., None] + b2                (C_i, C_o, K)
+    W0 = z_in z_outᵀ + b0                                (C_i, C_o)
+    W1[e] = W0 · w1[e] + b1[e]                           (C_i, C_o, E)
+    W = Σ_e w2[e] · W1[e] + b2                           (C_i, C_o, K)
 
-At initialisation the biases are zero, so, entry by entry,
+with z ~ N(0, 1), w1 ~ U(±√3), w2 ~ U(±√(3 / (E C_i K))) ("Hyperfan-in") and biases of zero. In W,
+z enters only through W0, so that
 
-    W[i, o, k] = z_in[i] · z_out[o] · A[i, o, k],    A[i, o, k] = Σ_e w2[i, o, k, e] · w1[i, o, e]
+    W = A · W0 + B,    A = Σ_e w2[e] · w1[e],    B = Σ_e w2[e] · b1[e] + b2,
+    ∂L/∂z_out = z_in · Σ_K (G A),    ∂L/∂z_in = Σ_K (G A) · z_out,    with G = ∂L/∂W.
 
-and by the chain rule, with G = ∂L/∂W,
-
-    ∂L/∂z_out[o] = Σ_ik G·A·z_in[i]            ∂L/∂z_in[i] = Σ_ok G·A·z_out[o].
-
-Therefore one ordinary backward pass with respect to W is enough; w1 and w2 (E times the size of
-the network) are never held, and nothing is divided by a z that may be close to zero. Sharing
-needs no plumbing: ``z_out`` is ``z[units of the output dimension]``, ``z_in`` likewise, and ∂L/∂z
-of a unit is the sum over its occurrences, be they residual, concatenated, repeated or grouped.
+No hypernetwork has to be run, or differentiated through, layer by layer; and as long as it is not
+trained, A is all of it that has to be kept. A latent vector is shared by looking up one z per
+channel unit, so ∂L/∂z of a unit is the sum over its occurrences, be they residual, concatenated,
+repeated or grouped.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lwdna.channels import Vector
 from lwdna.errors import ScoringError
-from lwdna.graph import ChannelGraph, WeightRole
-from lwdna.scoring.context import ScoringContext, preserved
-from lwdna.scoring.criteria import Saliency, criterion
-from lwdna.scoring.loss import batch_loss
+from lwdna.scoring.context import ScoringContext
+from lwdna.scoring.criteria import Saliency
+from lwdna.scoring.embedding import Embedding, along_kernel, draws, gain
+from lwdna.scoring.options import SGD
 
 #: Embedding size E of the paper's code (the published ResNet50 command uses 2).
 EMBEDDING = 8
@@ -50,257 +43,160 @@ class Latent:
 
     Attributes:
         dim: the weight's dimension.
-        units: unit of each entry, shape (n,); ``None`` for a dimension without channels, whose
-            latent vector is its own and belongs to no unit.
-        z: values, shape (n,).
+        units: unit of each entry, shape (n,); ``None`` for a dimension without channels.
+        z: where the values are: the hypernetwork's z of all units, or, for a dimension without
+            channels, a latent vector of its own, shape (n,).
     """
 
     dim: int
     units: Vector
     z: Tensor
 
+    def values(self) -> Tensor:
+        """The latent vector, shape (n,)."""
+        if self.units is None:
+            return self.z
+        return self.z[torch.as_tensor(self.units, device=self.z.device)]
+
 
 @dataclass(frozen=True, eq=False)
-class Generated:
-    """One generated weight ``W = z_in · z_out · A``.
+class Layer:
+    """The part of a hypernetwork that generates one weight.
 
     Attributes:
         name: the parameter it takes the place of.
-        gain: A, in the weight's own layout.
         z_out: latent vector of the output channels.
         z_in: latent vector of the input channels (per group).
+        made: A, shape (C_i, C_o) + kernel; or, to be trained, w1, w2 and the biases behind it.
         dtype: of the parameter.
     """
 
     name: str
-    gain: Tensor
     z_out: Latent
     z_in: Latent
+    made: Tensor | Embedding
     dtype: torch.dtype
 
     def weight(self) -> Tensor:
         """W as a new leaf that requires a gradient, in the parameter's layout and dtype."""
-        w = self.gain * _along(self.z_out, self.gain.dim()) * _along(self.z_in, self.gain.dim())
-        return w.to(self.dtype).requires_grad_()
+        if isinstance(self.made, Embedding):
+            w = self.made.weight(self._z_IO())
+        else:
+            w = self.made * along_kernel(self._z_IO(), self.made)
+        w = w.movedim((0, 1), (self.z_in.dim, self.z_out.dim))
+        return w.to(self.dtype).contiguous().requires_grad_()
 
-    def latent_grads(self, grad: Tensor) -> list[tuple[Latent, Tensor]]:
+    def latent_gradients(self, grad: Tensor) -> list[tuple[Latent, Tensor]]:
         """∂L/∂z of both latent vectors, from G = ∂L/∂W in the weight's layout."""
-        ga = (grad.to(self.gain.dtype) * self.gain).movedim((self.z_in.dim, self.z_out.dim), (0, 1))
-        ga_IO = ga.reshape(*ga.shape[:2], -1).sum(-1)
-        return [(self.z_out, self.z_in.z @ ga_IO), (self.z_in, ga_IO @ self.z_out.z)]
+        a = self.made.gain() if isinstance(self.made, Embedding) else self.made
+        ga_IO = (self._g(grad) * a).reshape(*a.shape[:2], -1).sum(-1)
+        return [(self.z_out, self.z_in.values() @ ga_IO), (self.z_in, ga_IO @ self.z_out.values())]
+
+    def step(self, grad: Tensor) -> None:
+        """Train w1, w2 and the biases on G = ∂L/∂W, at the present latent vectors."""
+        if isinstance(self.made, Embedding):
+            self.made.step(self._g(grad), self._z_IO())
+
+    def _z_IO(self) -> Tensor:
+        return torch.outer(self.z_in.values(), self.z_out.values())
+
+    def _g(self, grad: Tensor) -> Tensor:
+        return grad.to(self.z_out.z.dtype).movedim((self.z_in.dim, self.z_out.dim), (0, 1))
 
 
-def generate(context: ScoringContext, *, embedding: int = EMBEDDING) -> list[Generated]:
-    """Draw a hypernetwork and generate every convolution's and linear layer's weight.
+class Hypernet:
+    """Latent vectors, and the layers that generate weights from them.
 
-    The classifier, biases and norms stay ordinary parameters.
+    It is drawn on the network's device from the context's seed: z of all units first, then layer
+    by layer in the order of the parameters. The classifier, biases and norms are not generated.
 
     Args:
-        context: network and graph; drawn on the network's device from the context's seed.
-        embedding: embedding size E.
+        context: network and graph.
+        embedding: embedding size E, at least 1.
+        sgd: settings to train it with; ``None`` keeps no more than is needed without.
 
-    Returns:
-        The generated weights, in the order of the parameters. Var W = 1 / (C_i K).
+    Attributes:
+        z: latent values of the units, shape (units,).
+        layers: one per generated weight.
 
     Raises:
         ValueError: ``embedding`` is below 1.
 
-    Source: METHOD §1; Li et al., "DHP", ECCV 2020, and Chang et al., "Principled Weight
-        Initialization for Hypernetworks", ICLR 2020 (Hyperfan-in).
+    Source: METHOD §1; Li et al., "DHP", ECCV 2020.
     """
-    if embedding < 1:
-        raise ValueError(f"embedding={embedding}: the embedding size must be at least 1")
-    graph = context.graph
-    generator = context.generator(context.device)
-    dtype = torch.promote_types(torch.float32, _dtype(context))
-    z = torch.randn(graph.units, generator=generator, device=context.device, dtype=dtype)
 
-    def latent(units: Vector, dim: int, n: int) -> Latent:
-        if units is None:
-            own = torch.randn(n, generator=generator, device=z.device, dtype=z.dtype)
-            return Latent(dim, None, own)
-        return Latent(dim, units, z[torch.as_tensor(units, device=z.device)])
+    def __init__(
+        self, context: ScoringContext, *, embedding: int = EMBEDDING, sgd: SGD | None = None
+    ) -> None:
+        if embedding < 1:
+            raise ValueError(f"embedding={embedding}: the embedding size must be at least 1")
+        graph = context.graph
+        generator = context.generator(context.device)
+        dtype = torch.promote_types(torch.float32, _dtype(context))
 
-    result = []
-    for name, p in context.network.named_parameters():
-        role = graph.roles.get(name)
-        if role is None or role.classifier:
-            continue
-        vectors = graph.tensors[name]
-        z_out = latent(vectors[role.out_dim], role.out_dim, p.shape[role.out_dim])
-        z_in = latent(vectors[role.in_dim], role.in_dim, p.shape[role.in_dim])
-        gain = _gain(p.shape, role, embedding, generator, dtype)
-        result.append(Generated(name, gain, z_out, z_in, p.dtype))
-    return result
+        def normal(n: int) -> Tensor:
+            return torch.randn(n, generator=generator, device=generator.device, dtype=dtype)
 
+        self.z = normal(graph.units)
+        self.layers: list[Layer] = []
+        for name, p in context.network.named_parameters():
+            role = graph.roles.get(name)
+            if role is None or role.classifier:
+                continue
+            z_out, z_in = (
+                Latent(d, graph.tensors[name][d], self.z)
+                if graph.tensors[name][d] is not None
+                else Latent(d, None, normal(p.shape[d]))
+                for d in (role.out_dim, role.in_dim)
+            )
+            pairs = draws(p.shape, role, embedding, generator, dtype)
+            made = gain(pairs) if sgd is None else Embedding(pairs, sgd)
+            self.layers.append(Layer(name, z_out, z_in, made, p.dtype))
+        own = [z.z for layer in self.layers for z in (layer.z_out, layer.z_in) if z.units is None]
+        self._optimizer = None if sgd is None else sgd.optimizer([self.z, *own])
+        self._pending: dict[str, list[tuple[Latent, Tensor]]] = {}
 
-def embeddings(
-    shape: torch.Size,
-    role: WeightRole,
-    embedding: int,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw w1 and w2 of one weight, one component e of the embedding at a time.
+    def weights(self) -> dict[str, Tensor]:
+        """Parameter name -> generated weight, a leaf that requires a gradient; Var W = 1/(C_i K)."""
+        return {layer.name: layer.weight() for layer in self.layers}
 
-    Args:
-        shape: shape of the weight.
-        role: which of its dimensions are C_o and C_i.
-        embedding: number of components E.
-        generator: source of the draws; they are made on its device.
-        dtype: of the draws.
+    def absorb(self, layer: Layer, grad: Tensor) -> None:
+        """Take in G = ∂L/∂W of one weight: keep its ∂L/∂z, and train its embedding.
 
-    Yields:
-        w1[..., e] of shape (C_i, C_o) from U(±√3), and w2[..., e] of shape (C_i, C_o) +
-        kernel dimensions from U(±√(3 / (E C_i K))).
-    """
-    c_i, c_o = shape[role.in_dim], shape[role.out_dim]
-    rest = [n for d, n in enumerate(shape) if d not in (role.in_dim, role.out_dim)]
-    bound = sqrt(3 / (embedding * c_i * role.kernel))
-    for _ in range(embedding):
-        w1 = torch.empty(c_i, c_o, device=generator.device, dtype=dtype)
-        w2 = torch.empty(c_i, c_o, *rest, device=generator.device, dtype=dtype)
-        w1.uniform_(-sqrt(3), sqrt(3), generator=generator)
-        yield w1, w2.uniform_(-bound, bound, generator=generator)
+        Raises:
+            ScoringError: a gradient is NaN or infinite.
+        """
+        found = layer.latent_gradients(grad)
+        if not all(dz.isfinite().all() for _, dz in found):
+            raise ScoringError(
+                f"the gradient of {layer.name!r} is NaN or infinite: check the scale of the inputs "
+                "and the loss, or score in float32"
+            )
+        self._pending[layer.name] = found
+        layer.step(grad)
 
+    def finish(self) -> Saliency:
+        """Train z on what was absorbed since the last call.
 
-def _gain(
-    shape: torch.Size,
-    role: WeightRole,
-    embedding: int,
-    generator: torch.Generator,
-    dtype: torch.dtype,
-) -> Tensor:
-    """A = Σ_e w2 · w1, in the layout of the weight."""
-    total: Tensor | None = None
-    for w1, w2 in embeddings(shape, role, embedding, generator, dtype):
-        w2 *= w1.reshape(*w1.shape, *[1] * (w2.dim() - 2))
-        total = w2 if total is None else total.add_(w2)
-    assert total is not None
-    return total.movedim((0, 1), (role.in_dim, role.out_dim)).contiguous()
-
-
-def _along(latent: Latent, dims: int) -> Tensor:
-    shape = [1] * dims
-    shape[latent.dim] = -1
-    return latent.z.reshape(shape)
+        Returns:
+            ∂L/∂z, shape (units,), float64.
+        """
+        result = np.zeros(len(self.z))
+        own: list[tuple[Tensor, Tensor]] = []
+        for layer in self.layers:  # in a fixed order, so that every run sums alike
+            for latent, dz in self._pending.pop(layer.name, ()):
+                if latent.units is None:
+                    own.append((latent.z, dz))
+                else:
+                    np.add.at(result, latent.units, dz.double().cpu().numpy())
+        if self._optimizer is not None:
+            for z, dz in (*own, (self.z, torch.from_numpy(result))):
+                z.grad = dz.to(z)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        return result
 
 
 def _dtype(context: ScoringContext) -> torch.dtype:
     floating = [p.dtype for p in context.network.parameters() if p.is_floating_point()]
     return max(floating, key=lambda d: torch.finfo(d).bits) if floating else torch.float32
-
-
-@criterion("latent-grad")
-def latent_grad(
-    context: ScoringContext, *, normalize: bool = True, embedding: int = EMBEDDING
-) -> Saliency:
-    """|∂L/∂z| of the hypernetwork's latent vectors, averaged over the batches before the modulus.
-
-    The network runs in training mode (batch norms use the batch) with generated weights in place
-    of its own; its parameters, buffers, gradients and mode are untouched. Gains that are zero
-    everywhere (``zero_init_residual``, ReZero) count as one: they would keep every gradient out
-    of their branch.
-
-    Args:
-        context: network, graph, batches and loss.
-        normalize: divide each group's saliencies by the group's largest (the paper's
-            grad_normalize): without it early layers win all channels.
-        embedding: embedding size E of the hypernetwork.
-
-    Returns:
-        Saliency, shape (units,), float64. A unit that occurs in no generated weight (a position
-        table's or a norm's alone, say) scores 0.
-
-    Raises:
-        ScoringError: no batch, no weight to generate, a loss that is not finite or does not
-            depend on the weights, or a gradient that is not finite.
-
-    Warns:
-        UserWarning: no gradient reaches some prunable groups; they will shrink to their floors.
-
-    Source: METHOD §2; Li et al., CVPR 2021.
-    """
-    if not context.batches:
-        raise ScoringError(
-            "criterion 'latent-grad' needs at least one batch: pass data, or score with "
-            "'magnitude', 'random' or 'uniform'"
-        )
-    with preserved(context.network, context.seed):
-        context.network.train()
-        weights = generate(context, embedding=embedding)
-        if not weights:
-            raise ScoringError(
-                "the network has no convolution or linear weight besides the classifier, so there "
-                "is nothing to generate: score with 'magnitude', 'random' or 'uniform'"
-            )
-        gains = _opened_gains(context)
-        grads = np.zeros(context.graph.units)
-        numbers = range(len(context.batches))
-        for k in tqdm(numbers, desc="scoring batches", delay=1, disable=None, leave=False):
-            grads += _batch_grads(context, weights, gains, k)
-    result: Saliency = np.abs(grads / len(context.batches))
-    _warn_unreached(context.graph, result)
-    return _per_group(context.graph, result) if normalize else result
-
-
-def _opened_gains(context: ScoringContext) -> dict[str, Tensor]:
-    """Ones for the scalar or per-channel parameters, other than biases, that are all zero."""
-    return {
-        name: torch.ones_like(p)
-        for name, p in context.network.named_parameters()
-        if p.dim() <= 1 and not _is_bias(name) and not p.detach().any()
-    }
-
-
-def _is_bias(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return "bias" in last or "beta" in last
-
-
-def _batch_grads(
-    context: ScoringContext, weights: list[Generated], gains: dict[str, Tensor], k: int
-) -> Saliency:
-    """∂L/∂z of one batch, shape (units,)."""
-    tensors = {generated.name: generated.weight() for generated in weights}
-    loss = batch_loss(context, k, tensors | gains)
-    grads = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
-    if all(grad is None for grad in grads):
-        raise ScoringError(
-            f"the loss of batch {k} depends on no convolution or linear weight: compute it from "
-            "the network's outputs"
-        )
-    result = np.zeros(context.graph.units)
-    for generated, grad in zip(weights, grads, strict=True):
-        if grad is None:
-            continue
-        for latent, dz in generated.latent_grads(grad):
-            if not dz.isfinite().all():
-                raise ScoringError(
-                    f"the gradient of {generated.name!r} is NaN or infinite on batch {k}: check "
-                    "the scale of the inputs, or score in float32"
-                )
-            if latent.units is not None:
-                # On the CPU: a sum in a fixed order is the same in every run.
-                np.add.at(result, latent.units, dz.double().cpu().numpy())
-    return result
-
-
-def _warn_unreached(graph: ChannelGraph, saliency: Saliency) -> None:
-    names = [g.name for g in graph.groups if g.prunable and not saliency[g.units].any()]
-    if names:
-        more = ", ..." if len(names) > 5 else ""
-        warnings.warn(
-            f"no gradient reaches {len(names)} of the channel groups ({', '.join(names[:5])}"
-            f"{more}); a budget will shrink them to their floors. Score with 'magnitude', "
-            "'random' or 'uniform' if that is not meant",
-            stacklevel=3,
-        )
-
-
-def _per_group(graph: ChannelGraph, saliency: Saliency) -> Saliency:
-    """Each group divided by its largest saliency; a group of zeros stays."""
-    most = np.zeros(len(graph.groups))
-    np.maximum.at(most, graph.group_of, saliency)
-    result: Saliency = saliency / np.where(most > 0, most, 1.0)[graph.group_of]
-    return result

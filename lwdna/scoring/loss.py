@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from lwdna.errors import ScoringError
 from lwdna.scoring.context import ScoringContext
+from lwdna.scoring.running import Model, Note
 
 _BAD_INPUT = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 
 def batch_loss(
-    context: ScoringContext, k: int, tensors: Mapping[str, Tensor] | None = None
+    context: ScoringContext,
+    k: int,
+    tensors: Mapping[str, Tensor] | None = None,
+    note: Note | None = None,
 ) -> Tensor:
     """Loss of batch ``k``, in the network's present mode.
 
@@ -27,37 +31,74 @@ def batch_loss(
         context: what is scored.
         k: number of the batch.
         tensors: parameter name -> tensor that takes its place.
+        note: called with the value of every node of the network's graph, and the samples of the
+            batch it is for.
 
     Returns:
-        A finite scalar with a gradient.
+        A finite scalar with a gradient. Of several processes each gets its share: the sum over
+        them is the loss of the batches put together, if the loss is a mean over samples.
 
     Raises:
         ScoringError: network or loss refuse the batch (names its shape and the shape the network
             was captured with), or the loss is no scalar, not finite, or has no gradient.
     """
-    inputs, targets = context.batches[k]
+    batch = context.batches[k]
     replaced = {name: buffer.clone() for name, buffer in context.network.named_buffers()}
     replaced.update(tensors or {})
-    try:
-        outputs = functional_call(context.network, replaced, (inputs,))
-    except _BAD_INPUT as e:
-        raise ScoringError(
-            f"the network refuses batch {k} of shape {_shape(inputs)} and dtype {inputs.dtype}: "
-            f"{type(e).__name__}: {e}. It was captured with {_captured_shape(context)}"
-        ) from e
+    model = _Guarded(context, k, replaced, note)
+    with torch.autocast(
+        context.device.type, torch.bfloat16, enabled=context.options.bfloat16, cache_enabled=False
+    ):
+        if context.step_fn is None:
+            loss = _loss(context, k, model(*batch.inputs), batch.targets)
+        else:
+            loss = _step(context, k, model)
+    _check_loss(loss, k)
+    share = context.ranks.share(batch.size)
+    return loss.float() * share if loss.dtype is torch.bfloat16 else loss * share
+
+
+class _Guarded(Model):
+    """The model of batch ``k``; what it refuses is said in the user's words."""
+
+    def __init__(
+        self, context: ScoringContext, k: int, tensors: Mapping[str, Tensor], note: Note | None
+    ) -> None:
+        super().__init__(context.network, tensors, context.options.micro_batch, note)
+        self._context, self._k = context, k
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().forward(*args, **kwargs)
+        except _BAD_INPUT as e:
+            inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            raise ScoringError(
+                f"the network refuses batch {self._k} of shape {', '.join(map(_shape, inputs))} "
+                f"and dtype {', '.join(str(t.dtype) for t in inputs)}: {type(e).__name__}: {e}. "
+                f"It was captured with {_captured_shape(self._context)}"
+            ) from e
+
+
+def _loss(context: ScoringContext, k: int, outputs: Any, targets: Any) -> Tensor:
     loss_fn = context.loss_fn or F.cross_entropy
     if context.loss_fn is None:
         outputs = _logits(outputs)
     try:
-        loss = loss_fn(outputs, targets)
+        return loss_fn(outputs, targets)
     except _BAD_INPUT as e:
         raise ScoringError(
             f"the loss refuses batch {k}, outputs of shape {_shape(outputs)} and targets of shape "
             f"{_shape(targets)}: {type(e).__name__}: {e}. Pass the task's own loss as "
-            "loss_fn(outputs, targets)"
+            "loss_fn(outputs, targets), or step_fn(model, batch)"
         ) from e
-    _check_loss(loss, k)
-    return loss
+
+
+def _step(context: ScoringContext, k: int, model: Model) -> Tensor:
+    assert context.step_fn is not None
+    try:
+        return context.step_fn(model, context.batches[k].whole)
+    except _BAD_INPUT as e:
+        raise ScoringError(f"step_fn fails on batch {k}: {type(e).__name__}: {e}") from e
 
 
 def _logits(outputs: Any) -> Tensor:

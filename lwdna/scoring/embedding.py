@@ -1,0 +1,100 @@
+"""w1, w2 and the biases of a hypernetwork's layer: how they are drawn, and how they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from lwdna.graph import WeightRole
+from lwdna.scoring.options import SGD
+
+
+def draws(
+    shape: torch.Size,
+    role: WeightRole,
+    size: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw w1 and w2 of one weight, one component e of the embedding at a time.
+
+    Args:
+        shape: shape of the weight.
+        role: which of its dimensions are C_o and C_i.
+        size: number of components E.
+        generator: source of the draws; they are made on its device.
+        dtype: of the draws.
+
+    Yields:
+        w1[..., e] of shape (C_i, C_o) from U(±√3), and w2[..., e] of shape (C_i, C_o) +
+        kernel dimensions from U(±√(3 / (E C_i K))).
+
+    Source: METHOD §1; Chang et al., "Principled Weight Initialization for Hypernetworks",
+        ICLR 2020 (Hyperfan-in).
+    """
+    c_i, c_o = shape[role.in_dim], shape[role.out_dim]
+    rest = [n for d, n in enumerate(shape) if d not in (role.in_dim, role.out_dim)]
+    bound = sqrt(3 / (size * c_i * role.kernel))
+    for _ in range(size):
+        w1 = torch.empty(c_i, c_o, device=generator.device, dtype=dtype)
+        w2 = torch.empty(c_i, c_o, *rest, device=generator.device, dtype=dtype)
+        w1.uniform_(-sqrt(3), sqrt(3), generator=generator)
+        yield w1, w2.uniform_(-bound, bound, generator=generator)
+
+
+def gain(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """A = Σ_e w2 · w1, shape (C_i, C_o) + kernel; the pairs are used up on the way."""
+    w1, total = next(pairs)
+    total *= along_kernel(w1, total)
+    for w1, w2 in pairs:
+        total.addcmul_(w2, along_kernel(w1, w2))
+    return total
+
+
+def along_kernel(w_IO: Tensor, like: Tensor) -> Tensor:
+    """``w_IO`` (C_i, C_o) with kernel dimensions of size 1, to go with ``like``."""
+    return w_IO.reshape(*w_IO.shape, *[1] * (like.dim() - 2))
+
+
+class Embedding:
+    """The trainable part of one layer: E components of w1, w2 and b1, and b0 and b2.
+
+    Args:
+        pairs: w1 and w2 of every component (:func:`draws`).
+        sgd: the optimiser's settings.
+    """
+
+    def __init__(self, pairs: Iterator[tuple[Tensor, Tensor]], sgd: SGD) -> None:
+        w1, w2 = zip(*pairs, strict=True)
+        self.w1, self.w2 = list(w1), list(w2)
+        self.b1 = [torch.zeros_like(w) for w in w1]
+        self.b0, self.b2 = torch.zeros_like(w1[0]), torch.zeros_like(w2[0])
+        self._optimizer = sgd.optimizer([*self.w1, *self.w2, *self.b1, self.b0, self.b2])
+
+    def gain(self) -> Tensor:
+        """A = Σ_e w2 · w1, shape (C_i, C_o) + kernel."""
+        return gain((w1, w2.clone()) for w1, w2 in zip(self.w1, self.w2, strict=True))
+
+    def weight(self, z_IO: Tensor) -> Tensor:
+        """W, shape (C_i, C_o) + kernel, for ``z_IO`` = z_in z_outᵀ."""
+        w0 = z_IO + self.b0
+        w = self.b2.clone()
+        for w1, w2, b1 in zip(self.w1, self.w2, self.b1, strict=True):
+            w.addcmul_(w2, along_kernel(torch.addcmul(b1, w0, w1), w2))
+        return w
+
+    def step(self, g: Tensor, z_IO: Tensor) -> None:
+        """One SGD step, for G = ∂L/∂W of shape (C_i, C_o) + kernel."""
+        w0 = z_IO + self.b0
+        self.b0.grad = torch.zeros_like(w0)
+        self.b2.grad = g
+        for w1, w2, b1 in zip(self.w1, self.w2, self.b1, strict=True):
+            d_w1 = (g * w2).flatten(2).sum(2) if g.dim() > 2 else g * w2  # ∂L/∂W1[e]
+            self.b0.grad.addcmul_(d_w1, w1)
+            w2.grad = g * along_kernel(torch.addcmul(b1, w0, w1), g)
+            w1.grad, b1.grad = d_w1 * w0, d_w1
+        self._optimizer.step()
+        self._optimizer.zero_grad()

@@ -1,0 +1,136 @@
+"""Criteria from the gradient of the network's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lwdna.scoring.context import ScoringContext
+from lwdna.scoring.criteria import Saliency, criterion
+from lwdna.scoring.gradients import (
+    Tensors,
+    check_gradient,
+    gradients,
+    over_batches,
+    own_tensors,
+    per_unit,
+)
+
+#: (number of the batch, weights) -> (value of every entry by weight name, ∂L/∂weights)
+EntryScore = Callable[[int, Tensors], tuple[Iterable[tuple[str, Tensor]], Tensors]]
+
+
+@criterion("taylor")
+def taylor(context: ScoringContext) -> Saliency:
+    """(Σ g·w)² over the filters that produce a unit: the squared change of the loss, first order.
+
+    Args:
+        context: network, graph, batches, loss and options. The network runs in training mode;
+            gains that are zero everywhere count as one.
+
+    Returns:
+        Saliency, shape (units,), float64; 0 for a unit that no layer produces.
+
+    Raises:
+        ScoringError: no batch, or a loss or gradient that is not finite.
+
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
+        equation 8, with the set of parameters being the unit's filters.
+    """
+
+    def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
+        g = gradients(context, k, w)
+        return ((name, g[name] * w[name]) for name in g), g
+
+    return _over_batches(context, "taylor", score, np.square)
+
+
+@criterion("snip")
+def snip(context: ScoringContext) -> Saliency:
+    """Σ |g·w| over the filters that produce a unit: the sensitivities of its connections.
+
+    Args:
+        context: as for ``taylor``.
+
+    Returns:
+        Saliency, shape (units,), float64. SNIP's division by the sum over all connections is left
+        out: it changes no order, and no share of the budget.
+
+    Raises:
+        ScoringError: as for ``taylor``.
+
+    Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity",
+        ICLR 2019, equations 5 and 6, summed over a unit.
+    """
+
+    def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
+        g = gradients(context, k, w)
+        return ((name, (g[name] * w[name]).abs()) for name in g), g
+
+    return _over_batches(context, "snip", score)
+
+
+@criterion("grasp")
+def grasp(context: ScoringContext) -> Saliency:
+    """Σ w·(H g) over the filters that produce a unit: what its removal takes from the gradient.
+
+    H is the Hessian of the loss and g its gradient, both over the parameters. Where the sum is
+    negative, the gradient's norm grows when the unit goes. GraSP's own score is the negative of
+    this, and the weights with its highest values go.
+
+    Args:
+        context: as for ``taylor``. Two backward passes, the second through the first.
+
+    Returns:
+        Saliency, shape (units,), float64, of either sign.
+
+    Raises:
+        ScoringError: as for ``taylor``.
+
+    Source: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow",
+        ICLR 2020, equations 6 to 8.
+    """
+
+    def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
+        g = gradients(context, k, w, create_graph=True)
+        half = sum((grad * grad.detach()).sum() for grad in g.values())
+        assert isinstance(half, Tensor)
+        # The sum over ranks stands in every rank's g; each differentiates its share of it.
+        found = torch.autograd.grad(
+            half / context.ranks.size, list(w.values()), allow_unused=True, materialize_grads=True
+        )
+        context.ranks.sum_(found)
+        hg = dict(zip(w, found, strict=True))
+        for name, value in hg.items():
+            check_gradient(name, value, k)
+        return ((name, hg[name] * w[name]) for name in hg), {n: grad.detach() for n, grad in g.items()}
+
+    return _over_batches(context, "grasp", score)
+
+
+def _over_batches(
+    context: ScoringContext,
+    name: str,
+    score: EntryScore,
+    of_unit: Callable[[Saliency], Saliency] = lambda sums: sums,
+) -> Saliency:
+    """``of_unit`` of the sums over each unit's filters, averaged over the batches."""
+    sgd = context.options.sgd
+    context.network.train()
+    tensors = own_tensors(context)
+    optimizer = None if sgd is None else sgd.optimizer(list(tensors.values()))
+
+    def batch(k: int) -> Saliency:
+        values, grads = score(k, tensors)
+        result = of_unit(per_unit(context, values))
+        if optimizer is not None:
+            for tensor_name, tensor in tensors.items():
+                tensor.grad = grads[tensor_name]
+            optimizer.step()
+            optimizer.zero_grad()
+        return result
+
+    return over_batches(context, batch, name)
