@@ -1,13 +1,15 @@
 """lwdna: layer-wise differentiated network architectures by shrinking a widened network once."""
 
 from lwdna.api import shrink
-from lwdna.budget import Budget, Floors, attainable
+from lwdna.budget import Budget, cost_range
+from lwdna.constraints import Constraints, Floors
 from lwdna.cost import Cost
 from lwdna.dna import Dna, GroupWidth
 from lwdna.errors import (
     AnalysisError,
     BudgetError,
     CaptureError,
+    ConstraintError,
     LwdnaError,
     ResizeError,
     ScoringError,
@@ -34,6 +36,8 @@ __all__ = [
     "CaptureError",
     "ChannelGraph",
     "ChannelGroup",
+    "ConstraintError",
+    "Constraints",
     "Cost",
     "Dna",
     "Explanation",
@@ -48,8 +52,8 @@ __all__ = [
     "Verification",
     "VerificationError",
     "analyse",
-    "attainable",
     "capture",
+    "cost_range",
     "criteria",
     "criterion",
     "explain",

@@ -15,8 +15,9 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm import tqdm
 
-from lwdna.budget import Budget, Floors, attainable, check_attainable
+from lwdna.budget import Budget, check_attainable, cost_range
 from lwdna.channels import Policy
+from lwdna.constraints import Constraints, Floors
 from lwdna.cost import Cost
 from lwdna.dna import Dna, GroupWidth, versions
 from lwdna.errors import ScoringError, UnsupportedModelError
@@ -37,7 +38,7 @@ _STAGES = ("capture", "analyse", "widen", "score", "select", "resize")
 
 def shrink(
     model: nn.Module,
-    budget: float | Budget,
+    budget: float | str | Budget,
     *,
     data: Any = None,
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -93,8 +94,7 @@ def shrink(
     >>> net = lwdna.shrink(timm.create_model("resnet50"), 0.9, data=loader)  # doctest: +SKIP
     """
     budget, criterion_fn, seed = Budget.of(budget), get(criterion), _seed(seed)
-    if floors is not None and not isinstance(floors, Floors):
-        raise TypeError(f"floors is a {type(floors).__name__}: pass lwdna.Floors(fraction=...)")
+    constraints = Constraints(Floors() if floors is None else floors, divisor)
     check_model(model)
     taken = None if data is None else as_batches(data, batches, network=model)
     inputs = _inputs(model, taken, example_inputs)
@@ -107,12 +107,12 @@ def shrink(
         limits = budget.limits(before)
         stage("widen")
         wide, wide_graph = widen_graph(captured, graph, widen, seed=seed)
-        check_attainable(limits, attainable(wide_graph, floors, divisor), before)
+        check_attainable(limits, cost_range(wide_graph, constraints), before)
         stage("score")
         context = _context(wide, wide_graph, taken, loss_fn, device, seed)
         saliency = score(context, criterion_fn)
         stage("select")
-        selection = select(wide_graph, saliency, limits, floors=floors, divisor=divisor)
+        selection = select(wide_graph, saliency, limits, constraints=constraints)
         stage("resize")
         net = shrink_graph(wide, wide_graph, selection.copies)
     name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom")

@@ -1,4 +1,4 @@
-"""MACs, paper FLOPs and parameters of any width configuration, in closed form.
+"""MACs, paper FLOPs, parameters and activations of any width configuration, in closed form.
 
 A cost term is a coefficient times the lengths of the channel vectors that multiply it. Because
 every group occurs a fixed number of times in a vector, a vector's length is linear in the group
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from lwdna.channels import Ids
 
-TermKind = Literal["conv", "linear", "matmul", "norm", "relu", "params"]
-METRICS = ("macs", "flops_paper", "params")
+TermKind = Literal["conv", "linear", "matmul", "norm", "relu", "params", "activations"]
+METRICS = ("macs", "flops_paper", "params", "activations")
 _IN_METRIC: dict[str, tuple[TermKind, ...]] = {
     "macs": ("conv", "linear", "matmul"),
     "flops_paper": ("conv", "linear", "norm", "relu"),
     "params": ("params",),
+    "activations": ("activations",),
 }
 
 
@@ -36,13 +37,19 @@ class Cost:
             2 per element of every affine batch norm's output, plus 1 per element of every ReLU
             module object (counted once, at its last call).
         params: number of parameter entries; tied parameters count once.
+        activations: elements in the outputs of all convolutions, linear layers and matrix
+            products. Times the bytes per element, this is the memory that these outputs take;
+            the attention scores count also where a fused kernel never stores them.
 
-    Source: METHOD §4; torch.utils.flop_counter.
+    Source: METHOD §4; torch.utils.flop_counter; activations: Radosavovic et al., "Designing
+    Network Design Spaces", CVPR 2020, section 3 (the outputs of convolutions), with linear layers
+    and matrix products as in fvcore's activation count.
     """
 
     macs: int
     flops_paper: int
     params: int
+    activations: int
 
     def __getitem__(self, metric: str) -> int:
         if metric not in METRICS:
@@ -72,6 +79,12 @@ class CostModel:
         terms: cost terms, with vectors of unit ids.
         group_of: group index of each unit, shape (units,).
         sizes: number of units of each group before any change, shape (groups,).
+
+    Attributes:
+        counts: how often each unit of a group occurs in each distinct vector, (vectors, groups).
+        factors: for each term, the vectors that multiply it, (terms, most factors); -1 for none.
+        coefficients: coefficient of each term, (terms,).
+        in_metric: 1 where a metric contains a term, (metrics, terms).
     """
 
     def __init__(self, terms: Sequence[Term], group_of: NDArray[np.int64], sizes: Ids) -> None:
@@ -87,24 +100,24 @@ class CostModel:
                     occurrences = np.bincount(group_of[vector], minlength=len(sizes))
                     counts.append(occurrences // sizes)
                 factors[t, k] = rows[key]
-        self._counts = np.array(counts, dtype=np.int64).reshape(len(counts), len(sizes))
-        self._factors = factors
-        self._coefficients = np.array([t.coefficient for t in terms], dtype=np.int64)
-        self._in_metric = np.array(
+        self.counts = np.array(counts, dtype=np.int64).reshape(len(counts), len(sizes))
+        self.factors = factors
+        self.coefficients = np.array([t.coefficient for t in terms], dtype=np.int64)
+        self.in_metric = np.array(
             [[t.kind in _IN_METRIC[metric] for t in terms] for metric in METRICS], dtype=np.int64
         )
 
     def lengths(self, widths: Ids) -> Ids:
         """Length of every distinct vector, with a trailing 1 for absent factors."""
-        return np.append(self._counts @ widths, 1)
+        return np.append(self.counts @ widths, 1)
 
     def per_term(self, widths: Ids) -> NDArray[np.int64]:
         """Value of every term, shape (terms,), int64."""
-        product: NDArray[np.int64] = self._coefficients * self.lengths(widths)[self._factors].prod(
+        product: NDArray[np.int64] = self.coefficients * self.lengths(widths)[self.factors].prod(
             axis=1
         )
         return product
 
     def __call__(self, widths: Ids) -> Cost:
         """Cost at the given group widths, shape (groups,), int64."""
-        return Cost(*(int(value) for value in self._in_metric @ self.per_term(widths)))
+        return Cost(*(int(value) for value in self.in_metric @ self.per_term(widths)))

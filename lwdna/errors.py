@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class LwdnaError(Exception):
     """Base class of every error that lwdna raises about a model, a graph or a result."""
@@ -33,6 +35,19 @@ class BudgetError(LwdnaError, ValueError):
     def __init__(self, message: str, attainable: dict[str, tuple[int, int]] | None = None) -> None:
         super().__init__(message)
         self.attainable = attainable or {}
+
+
+class ConstraintError(LwdnaError, ValueError):
+    """Constraints contradict one another or the network; lists every contradiction.
+
+    Attributes:
+        problems: one sentence per contradiction.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} constraints" if len(self.problems) > 1 else "1 constraint"
+        super().__init__("\n  - ".join([f"{count} cannot hold:", *self.problems]))
 
 
 class ScoringError(LwdnaError):

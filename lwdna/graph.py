@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
 from lwdna.cost import Cost, CostModel, Term
+from lwdna.errors import ConstraintError
 
 Copies = Ids
+#: Reason of a group that :meth:`ChannelGraph.freeze` froze; its "node" is the pattern.
+FROZEN_BY_USER = "frozen by the user"
 #: (slot, slot, group, node, operator): the group's units in both slots are coupled there.
 Link = tuple[Slot, Slot, int, str, str]
 
@@ -175,6 +179,36 @@ class ChannelGraph:
         for a, b, index, node, op in self.links():
             graph.add_edge((a, index), (b, index), node=node, op=op)
         return graph
+
+    @cached_property
+    def baseline_widths(self) -> Ids:
+        """Width of each group before any widening, shape (groups,): its distinct origins."""
+        _, first = np.unique(self.origin, return_index=True)
+        baseline: Ids = np.bincount(self.group_of[first], minlength=len(self.groups))
+        return baseline
+
+    def freeze(self, patterns: Iterable[str]) -> ChannelGraph:
+        """The same graph with more groups fixed: widening and selection leave them alone.
+
+        Args:
+            patterns: ``fnmatch`` patterns of group names.
+
+        Raises:
+            ConstraintError: a pattern matches no group that could change.
+        """
+        groups, problems = list(self.groups), []
+        for pattern in patterns:
+            matched = [g for g in self.groups if g.prunable and fnmatchcase(g.name, pattern)]
+            if not matched:
+                problems.append(
+                    f"freeze: {pattern!r} matches no group that could change; see lwdna.explain"
+                )
+            for group in matched:
+                reason = (FROZEN_BY_USER, pattern)
+                groups[group.index] = replace(group, prunable=False, reasons=(reason,))
+        if problems:
+            raise ConstraintError(problems)
+        return replace(self, groups=tuple(groups))
 
     def restrict(self, copies: Copies) -> ChannelGraph:
         """The channel graph of the resized network, in closed form.

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwdna.budget import Budget, Floors, attainable
+from lwdna.budget import Budget, cost_range
 from lwdna.channels import Slot
+from lwdna.constraints import Constraints, Floors
 from lwdna.cost import METRICS, Cost, Term
 from lwdna.errors import BudgetError, LwdnaError, ScoringError
 from lwdna.graph import ChannelGraph, ChannelGroup
@@ -64,15 +65,15 @@ def test_by_hand() -> None:
     graph = toy(4, 4)
     saliency = np.array([0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.6, 0.3, 0.4, 0])
     # 0.9, 0.8 of g1; 0.7, 0.6 of g2: 2 + 4 + 2 = 8. With 0.4: 2 + 6 + 3 = 11.
-    selection = select(graph, saliency, {"macs": 10}, floors=NO_FLOORS)
+    selection = select(graph, saliency, {"macs": 10}, constraints=Constraints(NO_FLOORS))
     assert np.flatnonzero(selection.copies).tolist() == [0, 1, 3, 5, 6, 9]
-    assert selection.cost == Cost(8, 8, 8) and selection.used == {"macs": 0.8}
+    assert selection.cost == Cost(8, 8, 8, 0) and selection.used == {"macs": 0.8}
     assert selection.threshold == 0.6
     assert selection.note == (
         "80.0% of macs used: 2 macs are left, and the smallest block that was left out "
         "(1 channel of 'g1') costs 3"
     )
-    selection = select(graph, saliency, {"macs": 11}, floors=NO_FLOORS)
+    selection = select(graph, saliency, {"macs": 11}, constraints=Constraints(NO_FLOORS))
     assert kept(graph, selection) == [1, 2, 3, 1]
     assert selection.note is None and selection.used == {"macs": 1.0}
     assert selection.threshold == 0.4
@@ -83,10 +84,10 @@ def test_give_back_by_hand() -> None:
     saliency = np.array([0, 0.3, 0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0])
     # (1, 1, 1): 4, then g2's units: 6, 8, 10. With 9 the last one is too much and so is the next
     # unit of g3 (1 + 3 + 6 + 2) and of g1.
-    selection = select(graph, saliency, {"macs": 9}, floors=NO_FLOORS)
+    selection = select(graph, saliency, {"macs": 9}, constraints=Constraints(NO_FLOORS))
     assert kept(graph, selection) == [1, 1, 3, 1, 1] and selection.threshold == 0.7
     # Floors alone; the next unit costs 2.
-    selection = select(graph, saliency, {"macs": 5}, floors=NO_FLOORS)
+    selection = select(graph, saliency, {"macs": 5}, constraints=Constraints(NO_FLOORS))
     assert kept(graph, selection) == [1, 1, 1, 1, 1] and selection.threshold == float("inf")
 
 
@@ -94,18 +95,18 @@ def test_what_is_given_back_lies_below_the_threshold() -> None:
     graph = toy(8, 2)
     saliency = np.array([0, *np.linspace(0.8, 0.1, 8), 0.95, 0.9, 0])
     # (1, 1): 3; 0.9 -> (1, 2): 5; then (2, 2): 8, (3, 2): 11.
-    assert kept(graph, select(graph, saliency, {"macs": 11}, floors=NO_FLOORS)) == [1, 3, 2, 1]
+    assert kept(graph, select(graph, saliency, {"macs": 11}, constraints=Constraints(NO_FLOORS))) == [1, 3, 2, 1]
     # With 0.45 for g2's second unit, g1's first four come first: (4, 1) is 9; (4, 2) would be 14;
     # (5, 1) and (6, 1) are 11 and 13.
     saliency[10] = 0.45
-    selection = select(graph, saliency, {"macs": 13}, floors=NO_FLOORS)
+    selection = select(graph, saliency, {"macs": 13}, constraints=Constraints(NO_FLOORS))
     assert kept(graph, selection) == [1, 6, 1, 1] and selection.cost.macs == 13
     assert selection.threshold == pytest.approx(0.5)
 
 
 def test_ties_go_to_the_lower_unit() -> None:
     graph = toy(3, 3)
-    selection = select(graph, np.zeros(8), {"macs": 8}, floors=NO_FLOORS)
+    selection = select(graph, np.zeros(8), {"macs": 8}, constraints=Constraints(NO_FLOORS))
     assert np.flatnonzero(selection.copies).tolist() == [0, 1, 2, 3, 4, 7]  # 3 + 3 + 1
     assert select(graph, np.zeros(8), {"macs": 15}).copies.all()
 
@@ -136,12 +137,12 @@ def test_note_where_everything_is_kept() -> None:
     limits = {"macs": int(cost.macs * 1.1), "params": cost.params}
     assert select(graph, np.zeros(graph.units), limits).note is None  # params are used in full
     tight = toy(2, 2)
-    assert select(tight, np.zeros(6), {"macs": 8}, floors=Floors(absolute=4)).note is None
+    assert select(tight, np.zeros(6), {"macs": 8}, constraints=Constraints(Floors(absolute=4))).note is None
 
 
 def test_note_names_the_divisor() -> None:
     graph = toy(16, 16)
-    selection = select(graph, np.arange(34.0), {"macs": 200}, floors=NO_FLOORS, divisor=8)
+    selection = select(graph, np.arange(34.0), {"macs": 200}, constraints=Constraints(NO_FLOORS, 8))
     assert kept(graph, selection) == [1, 8, 16, 1] and selection.cost.macs == 152
     assert selection.note is not None
     assert "(8 channels of 'g1') costs 136; divisor=8 sets the block size" in selection.note
@@ -164,8 +165,8 @@ def test_floors_by_hand() -> None:
 def test_the_floor_is_the_groups_best() -> None:
     graph = toy(6, 6)
     saliency = np.array([0, 6, 5, 4, 3, 2, 1, 0.1, 0.6, 0.2, 0.5, 0.4, 0.3, 0])
-    limits = {"macs": attainable(graph, Floors(0.5, 1))["macs"][0]}
-    selection = select(graph, saliency, limits, floors=Floors(0.5, 1))
+    limits = {"macs": cost_range(graph, Constraints(Floors(0.5, 1)))["macs"][0]}
+    selection = select(graph, saliency, limits, constraints=Constraints(Floors(0.5, 1)))
     assert np.flatnonzero(selection.copies).tolist() == [0, 1, 2, 3, 8, 10, 11, 13]
     assert selection.threshold == float("inf")
 
@@ -174,12 +175,12 @@ def test_divisor_by_hand() -> None:
     graph = toy(10, 3)
     # Blocks of g1, by mean: {10, 9, 8, 7}, {6, 5, 4, 3}, {2, 1}; g2 is narrower and stays whole.
     saliency = np.array([0, 10, 1, 9, 2, 8, 3, 7, 4, 6, 5, 1, 1, 1, 0], dtype=float)
-    assert attainable(graph, NO_FLOORS, 4)["macs"] == (4 + 12 + 3, 10 + 30 + 3)
+    assert cost_range(graph, Constraints(NO_FLOORS, 4))["macs"] == (4 + 12 + 3, 10 + 30 + 3)
     for limit, width in ((19, 4), (34, 4), (35, 8), (42, 8), (43, 10)):
-        selection = select(graph, saliency, {"macs": limit}, floors=NO_FLOORS, divisor=4)
+        selection = select(graph, saliency, {"macs": limit}, constraints=Constraints(NO_FLOORS, 4))
         assert kept(graph, selection) == [1, width, 3, 1]
         assert saliency[np.flatnonzero(selection.copies)[1:-4]].min() == 11 - width
-    assert attainable(graph, Floors(0.5, 1), 4)["macs"] == (8 + 24 + 3, 43)  # 5, rounded up to 8
+    assert cost_range(graph, Constraints(Floors(0.5, 1), 4))["macs"] == (8 + 24 + 3, 43)  # 5, rounded up to 8
 
 
 def test_a_blocks_saliency_is_the_mean_of_its_units() -> None:
@@ -191,10 +192,10 @@ def test_a_blocks_saliency_is_the_mean_of_its_units() -> None:
     for x, widths in last.items():
         saliency[10] = x
         for limit, expected in ((14, [1, 2, 4, 1]), (24, [1, 4, 4, 1]), (29, widths)):
-            selection = select(graph, saliency, {"macs": limit}, floors=Floors(0, 2, 0), divisor=2)
+            selection = select(graph, saliency, {"macs": limit}, constraints=Constraints(Floors(0, 2, 0), 2))
             assert kept(graph, selection) == expected
     assert selection.threshold == 2  # the mean of one unit
-    selection = select(graph, saliency, {"macs": 24}, floors=Floors(0, 2, 0), divisor=2)
+    selection = select(graph, saliency, {"macs": 24}, constraints=Constraints(Floors(0, 2, 0), 2))
     assert selection.threshold == 5  # the mean of 7 and 3
 
 
@@ -256,7 +257,7 @@ def problems(draw: st.DrawFn) -> tuple[ChannelGraph, np.ndarray, dict[str, int],
         draw(st.sampled_from([0.0, 0.45])),
     )
     divisor = draw(st.sampled_from([1, 1, 2, 3, 8]))
-    ranges = attainable(graph, floors, divisor)
+    ranges = cost_range(graph, Constraints(floors, divisor))
     metrics = draw(st.sets(st.sampled_from(METRICS), min_size=1))
     limits = {}
     for metric in sorted(metrics):
@@ -271,7 +272,7 @@ def test_properties(
     problem: tuple[ChannelGraph, np.ndarray, dict[str, int], Floors, int],
 ) -> None:
     graph, saliency, limits, floors, divisor = problem
-    selection = select(graph, saliency, limits, floors=floors, divisor=divisor)
+    selection = select(graph, saliency, limits, constraints=Constraints(floors, divisor))
     copies, widths = selection.copies, graph.widths_of(selection.copies)
     assert copies.dtype == np.int64 and set(copies) <= {0, 1}
     graph.check(copies)  # frozen groups untouched, none empty
@@ -300,9 +301,9 @@ def test_properties(
 @given(graphs, st.integers(0, 2**32))
 def test_the_threshold_falls_as_the_budget_grows(graph: ChannelGraph, seed: int) -> None:
     saliency = np.random.default_rng(seed).random(graph.units)
-    least, most = attainable(graph, NO_FLOORS)["params"]
+    least, most = cost_range(graph, Constraints(NO_FLOORS))["params"]
     steps = np.linspace(least, most, 12).astype(int).tolist()
-    selections = [select(graph, saliency, {"params": s}, floors=NO_FLOORS) for s in steps]
+    selections = [select(graph, saliency, {"params": s}, constraints=Constraints(NO_FLOORS)) for s in steps]
     for a, b in pairwise(selections):
         assert a.threshold >= b.threshold
     assert selections[-1].copies.all()
@@ -334,7 +335,7 @@ def test_large_graphs_are_fast(divisor: int) -> None:
 # --- Budget -------------------------------------------------------------------------------------
 
 
-BASELINE = Cost(1000, 1100, 100)
+BASELINE = Cost(1000, 1100, 100, 50)
 
 
 @pytest.mark.parametrize(

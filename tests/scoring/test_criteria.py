@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lwdna.scoring
-from lwdna.budget import Floors
+from lwdna.constraints import Constraints, Floors
 from lwdna.errors import ScoringError
 from lwdna.scoring import ScoringContext, as_batches, criteria, criterion, get, score
 from lwdna.scoring.criteria import _CRITERIA
@@ -136,7 +136,7 @@ def test_uniform_gives_uniform_widths(fraction: float) -> None:
     gm, graph = analysed(Net((40, 80, 60)))
     saliency = score(ScoringContext(gm, graph), "uniform")
     limits = {"macs": int(graph.cost().macs * fraction)}
-    selection = select(graph, saliency, limits, floors=Floors(0, 1, 0))
+    selection = select(graph, saliency, limits, constraints=Constraints(Floors(0, 1, 0)))
     kept = graph.widths_of(selection.copies) / graph.widths
     kept = kept[graph.prunable]
     # The threshold keeps the same fraction to within a channel; what is given back is one more.

@@ -64,6 +64,7 @@ def convolution(
         * (positions.shape[0] if batch is None else 1),
         (batch, w_first, w_second, *op.vec(positions)[2:]),
     )
+    _activations(op, tuple(op.out.shape), op.vec(op.out))
     op.recorder.add_role(weight, int(transposed), int(not transposed), taps)
 
 
@@ -108,12 +109,18 @@ def linear(op: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     op.give((*lead, out))
     op.mix(x, x.dim() - 1, "zero")
     _product(op, "linear", (*x.shape, weight.shape[0]), (*lead, channels, out))
+    _activations(op, tuple(op.out.shape), op.vec(op.out))
     op.recorder.add_role(weight, 0, 1, 1)
 
 
 def _product(op: OpCall, kind: Any, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
     fixed = prod(n for n, v in zip(sizes, vectors, strict=True) if v is None)
     op.recorder.add_term(kind, fixed, vectors)
+
+
+def _activations(op: OpCall, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
+    """The elements of one result, of these sizes."""
+    _product(op, "activations", sizes, vectors)
 
 
 @rule(aten.mm, aten.bmm)
@@ -133,6 +140,7 @@ def matmul(op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None
     op.mix(b, b.dim() - 2, "zero")
     kind = "linear" if a.dim() == 2 else "matmul"
     _product(op, kind, (*a.shape, b.shape[-1]), (*op.vec(a), columns))
+    _activations(op, tuple(op.out.shape), op.vec(op.out))
     if a.dim() == 2:
         op.recorder.add_role(b, 1, 0, 1)
 
@@ -183,3 +191,6 @@ def attention(
     sizes = (*lead, key.shape[-2])
     _product(op, "matmul", (*sizes, query.shape[-1]), (*batch, queries, None, width))
     _product(op, "matmul", (*sizes, value.shape[-1]), (*batch, queries, None, out))
+    # Two products: the scores (..., L, S), whether or not the kernel stores them, and the output.
+    _activations(op, sizes, (*batch, queries, None))
+    _activations(op, tuple(op.out.shape), op.vec(op.out))
