@@ -1,7 +1,7 @@
 """lwdna: layer-wise differentiated network architectures by shrinking a widened network once."""
 
-from lwdna.api import shrink
-from lwdna.budget import Budget, cost_range
+from lwdna.api import attainable, shrink
+from lwdna.budget import Budget
 from lwdna.constraints import Constraints, Floors
 from lwdna.cost import Cost
 from lwdna.dna import Dna, GroupWidth
@@ -24,12 +24,14 @@ from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.verify import Verification, verify
 from lwdna.fx_passes.widen import widen
 from lwdna.graph import ChannelGraph, ChannelGroup
-from lwdna.scoring import ScoringContext, criteria, criterion, score
+from lwdna.scoring import SGD, Scoring, ScoringContext, criteria, criterion, score
+from lwdna.scoring import get as get_criterion
 from lwdna.selection import Selection, select
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
     "AnalysisError",
     "Budget",
     "BudgetError",
@@ -45,6 +47,7 @@ __all__ = [
     "GroupWidth",
     "LwdnaError",
     "ResizeError",
+    "Scoring",
     "ScoringContext",
     "ScoringError",
     "Selection",
@@ -52,11 +55,12 @@ __all__ = [
     "Verification",
     "VerificationError",
     "analyse",
+    "attainable",
     "capture",
-    "cost_range",
     "criteria",
     "criterion",
     "explain",
+    "get_criterion",
     "resize",
     "score",
     "select",

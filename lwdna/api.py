@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm import tqdm
 
 from lwdna.budget import Budget, check_attainable, cost_range
 from lwdna.channels import Policy
-from lwdna.constraints import Constraints, Floors
-from lwdna.cost import Cost
-from lwdna.dna import Dna, GroupWidth, versions
-from lwdna.errors import ScoringError, UnsupportedModelError
-from lwdna.fx_passes.analyse import analyse
+from lwdna.checks import check_choice, check_model, checked_constraints, checked_seed
+from lwdna.constraints import Constraints
+from lwdna.dna import Dna
+from lwdna.fx_passes.analyse import Outputs, analyse
 from lwdna.fx_passes.capture import capture
-from lwdna.fx_passes.module import detached_copy, meta_twin
+from lwdna.fx_passes.init_law import looks_trained
+from lwdna.fx_passes.reinitialise import reinitialise
 from lwdna.fx_passes.shrink import shrink_graph
-from lwdna.fx_passes.widen import Multiplier
+from lwdna.fx_passes.widen import Multiplier, widen_copies
 from lwdna.fx_passes.widen import widen as widen_graph
-from lwdna.graph import ChannelGraph
-from lwdna.inputs import default_inputs
-from lwdna.scoring import Criterion, ScoringContext, as_batches, get, score, synthetic
-from lwdna.selection import Selection, select
+from lwdna.scoring import (
+    Criterion,
+    NamedCriterion,
+    Ranks,
+    Scoring,
+    ScoringContext,
+    generated,
+    get,
+    score,
+)
+from lwdna.selection import Allocation, select
+from lwdna.task import Task
 
-_SYNTHETIC_BATCH = 8
+Weights = Literal["hyper", "fresh", "inherit"]
 _STAGES = ("capture", "analyse", "widen", "score", "select", "resize")
 
 
@@ -42,11 +47,14 @@ def shrink(
     *,
     data: Any = None,
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    step_fn: Callable[[Any, Any], Tensor] | None = None,
     widen: Multiplier = 2.0,
     criterion: str | Criterion = "latent-grad",
-    batches: int = 2,
-    floors: Floors | None = None,
-    divisor: int = 1,
+    scoring: Scoring | None = None,
+    constraints: Constraints | None = None,
+    allocation: Allocation = "threshold",
+    weights: Weights | None = None,
+    outputs: Outputs = "fixed",
     policy: Policy = "auto",
     example_inputs: Any = None,
     device: torch.device | str | None = None,
@@ -59,22 +67,41 @@ def shrink(
     until the budget is met, and returns the smaller network, ready for the unchanged training
     protocol. Nothing is trained.
 
+    In a process group of several ranks (``torchrun``), each passes its own batches; the scores are
+    those of the batches put together, and every rank gets the identical network.
+
     Args:
         model: any ``nn.Module`` that is one static graph; it is not changed.
-        budget: a float is the fraction of the model's own MACs that the result may have; a
-            :class:`Budget` limits MACs, params or paper FLOPs, relative or absolute.
-        data: one batch ``(inputs, targets)`` or anything that yields such batches; without it a
-            synthetic batch is scored, with a warning.
-        loss_fn: ``loss_fn(outputs, targets)`` -> scalar; cross entropy on logits by default.
+        budget: a float is the fraction of the model's own MACs that the result may have, text is
+            ``"90%"`` or ``"3.7G"``; a :class:`Budget` limits MACs, params, paper FLOPs or
+            activations, relative or absolute.
+        data: one batch or anything that yields batches: pairs ``(inputs, targets)`` or dicts (see
+            :func:`lwdna.scoring.as_batches`); without it a synthetic batch is scored, with a
+            warning.
+        loss_fn: ``loss_fn(outputs, targets)`` -> scalar, a mean over samples; cross entropy on
+            logits by default.
+        step_fn: ``step_fn(model, batch)`` -> scalar, in place of ``loss_fn``, for batches and
+            models of any form.
         widen: factor >= 1, or a mapping from group-name pattern to factor; 1 only removes.
-        criterion: name of a registered criterion (``lwdna.criteria()``) or a callable.
-        batches: number of batches to take from ``data``.
-        floors: least widths (:class:`Floors`).
-        divisor: widths become multiples of it.
+        criterion: name of a registered criterion (``lwdna.criteria()``), one with options
+            (``lwdna.get_criterion("latent-grad", normalize=False)``), or a callable.
+        scoring: number of batches, SGD steps between them, precision, memory
+            (:class:`Scoring`).
+        constraints: floors, divisors, caps, ties and frozen groups (:class:`Constraints`).
+        allocation: ``"threshold"``, the paper's one threshold over all channels, or
+            ``"saliency-per-cost"``; see :func:`lwdna.select`.
+        weights: of the result: ``"hyper"``, generated by the hypernetwork and sliced, as in the
+            paper; ``"fresh"``, drawn by each tensor's own initialisation law at its new width;
+            ``"inherit"``, the model's own, sliced (and fresh where it was widened). By default
+            ``"inherit"`` if nothing is widened and the model looks trained; otherwise ``"hyper"``
+            for the latent criteria and ``"fresh"`` for the others.
+        outputs: ``"free"`` lets the channels of the network's outputs change, too (a backbone's
+            feature maps); see :func:`lwdna.analyse`.
         policy: which axis of a choice point may change (heads or head_dim, ...); see
             :func:`lwdna.channels.choose_axis`.
-        example_inputs: inputs to trace and count costs on; by default the first batch's, or an
-            image of the size in the model's configuration.
+        example_inputs: inputs to trace and count costs on: a tensor, a tuple of positional or a
+            dict of keyword arguments; by default the first batch's, or an image of the size in
+            the model's configuration.
         device: where to score; by default a CUDA device if there is one, else the model's.
         seed: of new weights and of the scoring; the global random state is not touched.
         progress: show progress on a terminal.
@@ -85,97 +112,132 @@ def shrink(
 
     Raises:
         BudgetError: the budget is out of reach; carries the attainable range.
+        ConstraintError: constraints contradict one another or the network; lists all of them.
         CaptureError, UnsupportedModelError: the model cannot be captured or worked on.
-        ScoringError: the batch or the loss cannot score.
+        ScoringError: the batches or the loss cannot score, or another rank failed.
         ValueError, TypeError: an argument is wrong.
 
     Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021, section 3.
 
     >>> net = lwdna.shrink(timm.create_model("resnet50"), 0.9, data=loader)  # doctest: +SKIP
     """
-    budget, criterion_fn, seed = Budget.of(budget), get(criterion), _seed(seed)
-    constraints = Constraints(Floors() if floors is None else floors, divisor)
-    check_model(model)
-    taken = None if data is None else as_batches(data, batches, network=model)
-    inputs = _inputs(model, taken, example_inputs)
-    with _own_grad_mode(), _stages(_STAGES, progress) as stage:
+    ranks = Ranks.current()
+    with _own_grad_mode(), ranks.guard(), _stages(_STAGES, progress) as stage:
+        budget, chosen, seed = Budget.of(budget), get(criterion), checked_seed(seed)
+        constraints = checked_constraints(constraints)
+        check_choice("weights", weights, (None, *get_args(Weights)))
+        check_choice("allocation", allocation, get_args(Allocation))
+        check_model(model)
+        task = Task.of(data, loss_fn, step_fn, scoring)
+        inputs = task.inputs(model, example_inputs)
         stage("capture")
         captured = capture(model, inputs)
         stage("analyse")
-        graph = analyse(captured, inputs, policy=policy)
+        graph = analyse(captured, inputs, policy=policy, outputs=outputs)
         before = graph.cost()
         limits = budget.limits(before)
         stage("widen")
-        wide, wide_graph = widen_graph(captured, graph, widen, seed=seed)
+        free = graph.freeze(constraints.freeze)
+        _make_alike(ranks, captured, {"budget": limits, "seed": seed, "criterion": str(chosen)})
+        wide, wide_graph = widen_graph(captured, free, widen, seed=seed)
         check_attainable(limits, cost_range(wide_graph, constraints), before)
         stage("score")
-        context = _context(wide, wide_graph, taken, loss_fn, device, seed)
-        saliency = score(context, criterion_fn)
+        context = task.context(wide, wide_graph, device, seed)
+        saliency = score(context, chosen)
         stage("select")
-        selection = select(wide_graph, saliency, limits, constraints=constraints)
+        selection = select(
+            wide_graph, saliency, limits, constraints=constraints, allocation=allocation
+        )
         stage("resize")
+        if weights is None:
+            grows = wide_graph.units > graph.units
+            weights = _default_weights(chosen) if grows or not looks_trained(model) else "inherit"
+        if weights == "hyper":
+            _generate(wide, context, chosen)
         net = shrink_graph(wide, wide_graph, selection.copies)
-    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "custom")
-    net.meta["lwdna"] = _dna(
-        model, inputs, graph, wide_graph, selection, limits, name, widen, divisor, seed, before
+        if weights == "fresh":
+            net = reinitialise(net, captured, graph, seed=seed)
+    net.meta["lwdna"] = Dna.of(
+        model,
+        graph,
+        wide_graph,
+        selection,
+        limits,
+        criterion=str(chosen),
+        widen=widen,
+        seed=seed,
+        settings={
+            "scoring": task.options,
+            "constraints": constraints,
+            "allocation": allocation,
+            "weights": weights,
+            "outputs": outputs,
+            "policy": policy,
+            "ranks": ranks.size,
+        },
     )
     return net
 
 
-def check_model(model: nn.Module) -> None:
-    """Refuse models that cannot be worked on.
+def attainable(
+    model: nn.Module,
+    *,
+    widen: Multiplier = 2.0,
+    constraints: Constraints | None = None,
+    outputs: Outputs = "fixed",
+    policy: Policy = "auto",
+    example_inputs: Any = None,
+) -> dict[str, tuple[int, int]]:
+    """The least and the most that ``shrink`` with the same arguments can come to.
+
+    Nothing is scored, and no weight is read: a model on the meta device will do.
+
+    Args:
+        model: any ``nn.Module`` that is one static graph; it is not changed.
+        widen: as for :func:`shrink`.
+        constraints: as for :func:`shrink`.
+        outputs: as for :func:`shrink`.
+        policy: as for :func:`shrink`.
+        example_inputs: inputs to count costs on; by default an image that fits the model.
+
+    Returns:
+        Metric name -> (least, most): ``"macs"``, ``"flops_paper"``, ``"params"`` and
+        ``"activations"``. Each is attained, the least of all by one configuration and the most
+        of all by one other.
 
     Raises:
-        TypeError: not a module.
-        UnsupportedModelError: a wrapper (compiled, parallel, scripted); no parameters; parameters
-            on several devices or on the meta device, uninitialised (lazy), or in half precision.
+        ConstraintError: constraints contradict one another or the network; lists all of them.
+        CaptureError, UnsupportedModelError: the model cannot be captured.
+
+    >>> lwdna.attainable(timm.create_model("resnet50"))["params"]  # doctest: +SKIP
+    (1217136, 94147304)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
-    for kinds, inner in _WRAPPERS:
-        if isinstance(model, kinds):
-            raise UnsupportedModelError(f"model is a {type(model).__name__}: {inner}")
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise UnsupportedModelError(f"{type(model).__name__} has no parameters to shrink")
-    devices: dict[torch.device, str] = {}
-    for name, p in parameters.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise UnsupportedModelError(
-                f"parameter {name!r} is lazy and not initialised: run the model on a batch first"
-            )
-        if p.dtype in (torch.float16, torch.bfloat16):
-            raise UnsupportedModelError(
-                f"parameter {name!r} is {p.dtype}: gradients in half precision do not score "
-                "channels; call model.float(), shrink, then cast the result back"
-            )
-        devices.setdefault(p.device, name)
-    if torch.device("meta") in devices and len(devices) == 1:
-        raise UnsupportedModelError(
-            "the model is on the meta device: give it values first (to_empty, then initialise)"
-        )
-    if len(devices) > 1:
-        where = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
-        raise UnsupportedModelError(f"the model lies on several devices ({where}): move it to one")
+    constraints = checked_constraints(constraints)
+    inputs = Task.of(None, None, None, None).inputs(model, example_inputs)
+    graph = analyse(capture(model, inputs), inputs, policy=policy, outputs=outputs)
+    free = graph.freeze(constraints.freeze)
+    return cost_range(free.restrict(widen_copies(free, widen)), constraints)
 
 
-_WRAPPERS = (
-    (
-        (nn.DataParallel, nn.parallel.DistributedDataParallel),
-        "pass model.module and wrap the result again",
-    ),
-    ((torch._dynamo.OptimizedModule,), "pass the model as it was before torch.compile"),
-    (
-        (torch.jit.ScriptModule,),
-        "TorchScript cannot be traced; pass the nn.Module it was made from",
-    ),
-)
+def _make_alike(ranks: Ranks, captured: GraphModule, arguments: Mapping[str, Any]) -> None:
+    """Rank 0's weights for all ranks, once their arguments and networks are known to agree."""
+    shapes = {f"shape of {name!r}": tuple(p.shape) for name, p in captured.named_parameters()}
+    ranks.agree({**arguments, **shapes})
+    ranks.broadcast_([t.detach() for t in (*captured.parameters(), *captured.buffers())])
 
 
-def _seed(seed: int) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed={seed!r}: an int, not {type(seed).__name__}")
-    return operator.index(seed)
+def _default_weights(criterion: NamedCriterion) -> Weights:
+    return "hyper" if criterion.name.startswith("latent-") else "fresh"
+
+
+def _generate(wide: GraphModule, context: ScoringContext, criterion: NamedCriterion) -> None:
+    """Put the hypernetwork's weights into the widened network, which is ours."""
+    options = {key: value for key, value in criterion.options.items() if key == "embedding"}
+    tensors = generated(context, **options)
+    context.ranks.broadcast_(list(tensors.values()))  # the same on every rank, to the last bit
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wide.get_parameter(name).copy_(tensor)
 
 
 @contextmanager
@@ -183,113 +245,6 @@ def _own_grad_mode() -> Iterator[None]:
     """Gradients are recorded for the scores, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def _inputs(model: nn.Module, taken: Sequence[Any] | None, example_inputs: Any) -> Any:
-    if example_inputs is None:
-        if taken is None:
-            return default_inputs(model)
-        example_inputs = taken[0][0]
-    twin = meta_twin(model).eval()
-    given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    try:
-        with torch.no_grad():
-            twin(*tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), given))
-    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as e:
-        if "meta" not in str(e):  # what fails only without data is the capture's to explain
-            shapes = [tuple(t.shape) for t in tree_leaves(given) if isinstance(t, Tensor)]
-            raise ScoringError(
-                f"the model does not take a batch of shape {', '.join(map(str, shapes))}: "
-                f"{type(e).__name__}: {e}. Inputs of another form go into example_inputs"
-            ) from e
-    return example_inputs
-
-
-class _Noise(Sequence[Any]):
-    """One synthetic batch, made (with its warning) when a criterion first asks for data."""
-
-    def __init__(self, network: nn.Module, graph: ChannelGraph, seed: int) -> None:
-        self._network, self._graph, self._seed = network, graph, seed
-        self._made: list[Any] | None = None
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: Any) -> Any:
-        if self._made is None:
-            self._made = as_batches(self._batch(), 1, network=self._network)
-        return self._made[index]
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        first = next(t for t in tree_leaves(self._graph.inputs) if isinstance(t, Tensor))
-        out = next(v for v in tree_leaves(self._graph.values["output"]) if hasattr(v, "vectors"))
-        classes, *dense = out.shape[1:] or (2,)
-        images, labels = synthetic((_SYNTHETIC_BATCH, *first.shape[1:]), classes, seed=self._seed)
-        if dense:  # one label per pixel
-            labels = labels.view(-1, *[1] * len(dense)).expand(-1, *dense).contiguous()
-        return images, labels
-
-
-def _context(
-    wide: GraphModule,
-    wide_graph: ChannelGraph,
-    taken: Sequence[Any] | None,
-    loss_fn: Any,
-    device: torch.device | str | None,
-    seed: int,
-) -> ScoringContext:
-    own = next(wide.parameters()).device
-    if device is None:
-        device = "cuda" if own.type == "cpu" and torch.cuda.is_available() else own
-    network = wide if torch.device(device) == own else detached_copy(wide).to(device)
-    if taken is None:
-        batches: Sequence[Any] = _Noise(network, wide_graph, seed)
-    else:
-        batches = as_batches(list(taken), len(taken), network=network)
-    return ScoringContext(network, wide_graph, batches, loss_fn, seed)
-
-
-def _dna(
-    model: nn.Module,
-    inputs: Any,
-    graph: ChannelGraph,
-    wide_graph: ChannelGraph,
-    selection: Selection,
-    limits: Mapping[str, int],
-    criterion: str,
-    widen: Multiplier,
-    divisor: int,
-    seed: int,
-    before: Cost,
-) -> Dna:
-    groups = tuple(
-        GroupWidth(
-            name=group.name,
-            slots=tuple(str(slot) for slot, _ in group.slots),
-            baseline=graph.groups[group.index].width,
-            widened=group.width,
-            width=int(selection.copies[group.units].sum()),
-            kept=tuple(int(i) for i in np.flatnonzero(selection.copies[group.units])),
-            prunable=group.prunable,
-        )
-        for group in wide_graph.groups
-        if group.slots
-    )
-    return Dna(
-        model=type(model).__name__,
-        input_shapes=tuple(tuple(t.shape) for t in tree_leaves(inputs) if isinstance(t, Tensor)),
-        groups=groups,
-        limits=dict(limits),
-        used=selection.used,
-        note=selection.note,
-        criterion=criterion,
-        widen=dict(widen) if isinstance(widen, Mapping) else float(widen),
-        divisor=divisor,
-        seed=seed,
-        before=before,
-        after=selection.cost,
-        versions=versions(),
-    )
 
 
 @contextmanager

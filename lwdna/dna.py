@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lwdna.cost import Cost
 from lwdna.errors import LwdnaError
 from lwdna.graph import ChannelGraph, Copies
+from lwdna.selection import Selection
 
-FORMAT = 1
+FORMAT = 2
 _PACKAGES = ("lwdna", "torch", "torchvision", "timm", "networkx", "numpy")
 
 
@@ -53,7 +58,8 @@ class Dna:
         note: why less than 99.5 % of every limit is used, or None.
         criterion: name of the saliency.
         widen: the widening (a factor, or pattern -> factor).
-        divisor: divisor of the widths.
+        settings: the other arguments that made it, in JSON's types: scoring, constraints,
+            allocation, weights ...
         seed: seed of widening and scoring.
         before: cost of the given network.
         after: cost of the result.
@@ -68,7 +74,7 @@ class Dna:
     note: str | None
     criterion: str
     widen: float | Mapping[str, float]
-    divisor: int
+    settings: Mapping[str, Any]
     seed: int
     before: Cost
     after: Cost
@@ -76,6 +82,63 @@ class Dna:
 
     def __repr__(self) -> str:
         return f"<Dna of {self.model}: {len(self.groups)} groups, {self.before} -> {self.after}>"
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        graph: ChannelGraph,
+        wide_graph: ChannelGraph,
+        selection: Selection,
+        limits: Mapping[str, int],
+        *,
+        criterion: str,
+        widen: float | Mapping[str, float],
+        seed: int,
+        settings: Mapping[str, Any],
+    ) -> Dna:
+        """The configuration of a selection.
+
+        Args:
+            model: the given network.
+            graph: its channel graph.
+            wide_graph: channel graph of the widened network.
+            selection: what was selected from it.
+            limits: metric -> limit of the selection.
+            criterion: the saliency's name and options.
+            widen: the widening.
+            seed: seed of widening and scoring.
+            settings: other arguments; dataclasses become dicts.
+        """
+        groups = tuple(
+            GroupWidth(
+                name=group.name,
+                slots=tuple(str(slot) for slot, _ in group.slots),
+                baseline=graph.groups[group.index].width,
+                widened=group.width,
+                width=int(selection.copies[group.units].sum()),
+                kept=tuple(int(i) for i in np.flatnonzero(selection.copies[group.units])),
+                prunable=group.prunable,
+            )
+            for group in wide_graph.groups
+            if group.slots
+        )
+        shapes = (tuple(t.shape) for t in tree_leaves(graph.inputs) if isinstance(t, Tensor))
+        return cls(
+            model=type(model).__name__,
+            input_shapes=tuple(shapes),
+            groups=groups,
+            limits=dict(limits),
+            used=selection.used,
+            note=selection.note,
+            criterion=criterion,
+            widen=dict(widen) if isinstance(widen, Mapping) else float(widen),
+            settings=_plain(settings),
+            seed=seed,
+            before=graph.cost(),
+            after=selection.cost,
+            versions=versions(),
+        )
 
     def copies(self, graph: ChannelGraph) -> Copies:
         """The selection as copies per unit of the widened channel graph.
@@ -102,7 +165,7 @@ class Dna:
         return copies
 
     def to_json(self) -> str:
-        """The configuration as JSON text (format 1)."""
+        """The configuration as JSON text."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
 
     @classmethod
@@ -125,6 +188,16 @@ class Dna:
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise LwdnaError(f"not a DNA of lwdna: {type(e).__name__}: {e}") from e
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in JSON's types, so that it reads back as it was."""
+
+    def default(value: Any) -> Any:
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=default))
+    return plain
 
 
 def versions() -> dict[str, str]:

@@ -119,7 +119,9 @@ def _useless(graph: ChannelGraph, what: str, pattern: str) -> str:
     )
 
 
-def _frozen(graph: ChannelGraph, constraints: Constraints, problems: list[str]) -> NDArray[np.bool_]:
+def _frozen(
+    graph: ChannelGraph, constraints: Constraints, problems: list[str]
+) -> NDArray[np.bool_]:
     """Which groups the constraints freeze, shape (groups,)."""
     mask = np.zeros(len(graph.groups), dtype=bool)
     for pattern in constraints.freeze:

@@ -19,16 +19,17 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
+from lwdna.channels import ChannelSpace, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.rules import OpCall, rule_for
-from lwdna.graph import ChannelGraph, TensorChannels, WeightRole
+from lwdna.graph import TensorChannels, WeightRole
 from lwdna.graph_builder import build_graph
 
+Outputs = str
 _OPAQUE_FUNCTIONS = {torch.nn.functional.multi_head_attention_forward}
 
 
@@ -218,7 +219,7 @@ def single_batch(example_inputs: Any) -> tuple[Any, ...]:
 
 
 @graph_pass(requires=(captured,))
-def analyse(gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto") -> ChannelGraph:
+def analyse(gm, example_inputs, *, policy="auto", outputs="fixed"):
     """Find the channel units, groups, couplings and costs of a captured network.
 
     Args:

@@ -16,7 +16,14 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes._base import CAPTURED
-from lwdna.fx_passes.module import CONSTANTS, assemble, detached_copy, meta_twin, skeleton
+from lwdna.fx_passes.module import (
+    CONSTANTS,
+    assemble,
+    check_initialised,
+    detached_copy,
+    meta_twin,
+    skeleton,
+)
 from lwdna.fx_passes.proxy import IN_PLACE
 from lwdna.fx_passes.tracer import HintedTracer
 
@@ -50,7 +57,8 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
-    _refuse_lazy(model)
+    for name, p in model.named_parameters():
+        check_initialised(name, p)
     _refuse_lost_behaviour(model)
     if isinstance(model, GraphModule) and CAPTURED in model.meta:
         return _recapture(model)
@@ -69,15 +77,6 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
         _follow_mode(evaluated, in_eval, in_train)
     _drop_dead(evaluated)
     return _emit(model, twin, tracer, evaluated)
-
-
-def _refuse_lazy(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise UnsupportedModelError(
-                f"parameter {name!r} is lazy and not initialised yet: run the model once on a "
-                "batch, then call lwdna"
-            )
 
 
 def _refuse_lost_behaviour(model: nn.Module) -> None:

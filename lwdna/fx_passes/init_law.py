@@ -81,3 +81,7 @@ def draw(law: InitLaw, like: Tensor, ratio: float, generator: torch.Generator) -
         noise = torch.randn(shape, generator=generator)
     drawn: Tensor = law.mean + std * noise
     return drawn.to(dtype=like.dtype, device=like.device)
+
+
+def looks_trained(model):
+    return False

@@ -106,6 +106,18 @@ def skeleton(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn
     return build(module, "")
 
 
+def check_initialised(name: str, p: nn.Parameter) -> None:
+    """Refuse a lazy parameter.
+
+    Raises:
+        UnsupportedModelError: the parameter has no shape yet.
+    """
+    if isinstance(p, nn.parameter.UninitializedParameter):
+        raise UnsupportedModelError(
+            f"parameter {name!r} is lazy and not initialised: run the model on a batch first"
+        )
+
+
 class CapturedModule(GraphModule):
     """A GraphModule over a whole module tree, not only over what its graph calls.
 

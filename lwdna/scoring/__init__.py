@@ -2,7 +2,15 @@
 
 from lwdna.scoring.batches import Batch, StepFn, as_batches, synthetic, take
 from lwdna.scoring.context import LossFn, ScoringContext, preserved
-from lwdna.scoring.criteria import Criterion, NamedCriterion, Saliency, criteria, criterion, get, score
+from lwdna.scoring.criteria import (
+    Criterion,
+    NamedCriterion,
+    Saliency,
+    criteria,
+    criterion,
+    get,
+    score,
+)
 from lwdna.scoring.flow import fisher, synflow
 from lwdna.scoring.hypernet import Hypernet, Latent, Layer
 from lwdna.scoring.latent import generated, latent_grad, latent_magnitude

@@ -183,7 +183,9 @@ def _check_values(batch: Any, k: int) -> None:
     for what, part in parts:
         for t in tree_iter(part):
             if isinstance(t, Tensor) and t.is_floating_point() and not t.isfinite().all():
-                raise ScoringError(f"{what} of batch {k} hold NaN or infinite values: check the data")
+                raise ScoringError(
+                    f"{what} of batch {k} hold NaN or infinite values: check the data"
+                )
 
 
 def _two(batch: Any) -> tuple[Any, ...]:
@@ -206,8 +208,10 @@ def _moved(batch: Any, network: nn.Module | None) -> Any:
 def _pair(batch: Any, k: int, network: nn.Module | None) -> tuple[tuple[Any, ...], Any]:
     if isinstance(batch, Mapping):
         inputs, targets = _split_dict(batch, k, network)
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2 and (
-        isinstance(batch[0], Tensor) or _holds_tensors(batch[0])
+    elif (
+        isinstance(batch, (tuple, list))
+        and len(batch) == 2
+        and (isinstance(batch[0], Tensor) or _holds_tensors(batch[0]))
     ):
         inputs, targets = batch
     else:
@@ -251,9 +255,7 @@ class _StandIn(nn.Module):
         raise _Called(args, kwargs)
 
 
-def _called_with(
-    step_fn: StepFn, batch: Any, k: int, network: nn.Module | None
-) -> tuple[Any, ...]:
+def _called_with(step_fn: StepFn, batch: Any, k: int, network: nn.Module | None) -> tuple[Any, ...]:
     try:
         step_fn(_StandIn(), batch)
     except _Called as call:

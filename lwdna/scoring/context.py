@@ -34,6 +34,8 @@ class ScoringContext:
         step_fn: ``step_fn(model, batch)`` -> scalar tensor, in place of ``loss_fn``.
         options: how a criterion goes through the batches.
         ranks: the processes that score together, each on its own batches.
+        finished: what a criterion leaves for those who want more of its work than the scores,
+            by a key of its own; the same whenever it is worked out again.
     """
 
     network: nn.Module
@@ -44,6 +46,7 @@ class ScoringContext:
     step_fn: StepFn | None = None
     options: Scoring = field(default_factory=Scoring)
     ranks: Ranks = field(default_factory=Ranks.current)
+    finished: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:

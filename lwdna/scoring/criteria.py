@@ -92,7 +92,9 @@ def get(name: str | Criterion, **options: Any) -> NamedCriterion:
     'latent-grad(normalize=False)'
     """
     if isinstance(name, NamedCriterion):
-        return replace(name, options={**name.options, **_checked(name.function, name.name, options)})
+        return replace(
+            name, options={**name.options, **_checked(name.function, name.name, options)}
+        )
     if callable(name):
         own = getattr(name, "__name__", "custom")
         return NamedCriterion(own, _checked(name, own, options), name)

@@ -95,9 +95,7 @@ def check_gradient(name: str, grad: Tensor, k: int) -> None:
         )
 
 
-def over_batches(
-    context: ScoringContext, score: Callable[[int], Saliency], needs: str
-) -> Saliency:
+def over_batches(context: ScoringContext, score: Callable[[int], Saliency], needs: str) -> Saliency:
     """The average of ``score(k)`` over the batches, as the options say.
 
     Args:

@@ -80,9 +80,9 @@ class Layer:
     def weight(self) -> Tensor:
         """W as a new leaf that requires a gradient, in the parameter's layout and dtype."""
         if isinstance(self.made, Embedding):
-            w = self.made.weight(self._z_IO())
+            w = self.made.weight(self._outer())
         else:
-            w = self.made * along_kernel(self._z_IO(), self.made)
+            w = self.made * along_kernel(self._outer(), self.made)
         w = w.movedim((0, 1), (self.z_in.dim, self.z_out.dim))
         return w.to(self.dtype).contiguous().requires_grad_()
 
@@ -95,9 +95,9 @@ class Layer:
     def step(self, grad: Tensor) -> None:
         """Train w1, w2 and the biases on G = ∂L/∂W, at the present latent vectors."""
         if isinstance(self.made, Embedding):
-            self.made.step(self._g(grad), self._z_IO())
+            self.made.step(self._g(grad), self._outer())
 
-    def _z_IO(self) -> Tensor:
+    def _outer(self) -> Tensor:
         return torch.outer(self.z_in.values(), self.z_out.values())
 
     def _g(self, grad: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Hypernet:
         self._pending: dict[str, list[tuple[Latent, Tensor]]] = {}
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameter name -> generated weight, a leaf that requires a gradient; Var W = 1/(C_i K)."""
+        """Parameter name -> generated weight, a leaf with a gradient; Var W = 1 / (C_i K)."""
         return {layer.name: layer.weight() for layer in self.layers}
 
     def absorb(self, layer: Layer, grad: Tensor) -> None:

@@ -44,6 +44,7 @@ def latent_grad(
     """
     run = _Run(context, embedding)
     result: Saliency = np.abs(over_batches(context, run.batch, "latent-grad"))
+    context.finished["latent", embedding] = run
     return per_group(context.graph, result) if normalize else result
 
 
@@ -70,8 +71,8 @@ def latent_magnitude(
     Source: METHOD §2; the paper's released code.
     """
     run = _Run(context, embedding)
-    if context.options.sgd is not None:
-        over_batches(context, run.batch, "latent-magnitude")
+    run.train()
+    context.finished["latent", embedding] = run
     result: Saliency = run.hypernet.z.abs().double().cpu().numpy()
     return per_group(context.graph, result) if normalize else result
 
@@ -90,10 +91,10 @@ def generated(context: ScoringContext, *, embedding: int = EMBEDDING) -> dict[st
     Source: METHOD §3 ("the weights are generated once").
     """
     with preserved(context.network, context.seed):
-        run = _Run(context, embedding)
-        if context.options.sgd is not None:
-            for k in range(len(context.batches)):
-                run.batch(k)
+        run = context.finished.get(("latent", embedding))
+        if run is None:
+            run = _Run(context, embedding)
+            run.train()
         tensors = run.hypernet.weights() | run.trained
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -122,6 +123,11 @@ class _Run:
             }
             if self.trained:
                 self._optimizer = sgd.optimizer(list(self.trained.values()))
+
+    def train(self) -> None:
+        """Go through the batches for the SGD steps alone, if the options ask for any."""
+        if self.context.options.sgd is not None:
+            over_batches(self.context, self.batch, "latent-magnitude")
 
     def batch(self, k: int) -> Saliency:
         """∂L/∂z of batch ``k``, shape (units,); one SGD step follows if the options say so."""
@@ -154,7 +160,8 @@ class _Run:
                 "from the network's outputs"
             )
         if train_together:
-            ranks.sum_([*whole.values(), *(t.grad for t in self.trained.values() if t.grad is not None)])
+            others = [t.grad for t in self.trained.values() if t.grad is not None]
+            ranks.sum_([*whole.values(), *others])
             for layer in hypernet.layers:
                 if layer.name in whole:
                     hypernet.absorb(layer, whole.pop(layer.name))

@@ -44,7 +44,7 @@ class SGD:
                 raise ValueError(f"SGD: {name}={value!r} must be finite, >= {least} and < {most}")
 
     def optimizer(self, tensors: list[torch.Tensor]) -> torch.optim.SGD:
-        """torch's optimiser with these settings over ``tensors``."""
+        """Torch's optimiser with these settings over ``tensors``."""
         return torch.optim.SGD(
             tensors,
             lr=self.lr,

@@ -135,7 +135,9 @@ class _Stretch(nn.Module):
             result = interpreter.env[node] = interpreter.run_node(node)
             if self._note is not None:
                 self._note(node, result, self._rows)
-        return {node: v for node, v in interpreter.env.items() if node in needed or node is nodes[-1]}
+        return {
+            node: v for node, v in interpreter.env.items() if node in needed or node is nodes[-1]
+        }
 
 
 def _bound(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Node, Any]:

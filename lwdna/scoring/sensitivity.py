@@ -106,7 +106,9 @@ def grasp(context: ScoringContext) -> Saliency:
         hg = dict(zip(w, found, strict=True))
         for name, value in hg.items():
             check_gradient(name, value, k)
-        return ((name, hg[name] * w[name]) for name in hg), {n: grad.detach() for n, grad in g.items()}
+        return ((name, hg[name] * w[name]) for name in hg), {
+            n: grad.detach() for n, grad in g.items()
+        }
 
     return _over_batches(context, "grasp", score)
 

@@ -1,0 +1,5 @@
+"""stub until merge"""
+
+
+def reinitialise(gm, like, graph, *, seed):
+    return gm
