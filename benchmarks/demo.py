@@ -45,7 +45,7 @@ def main() -> None:
         BUDGET,
         data=batches(2, args.batch, seed=args.seed),
         widen=2.0,
-        floors=FLOORS,
+        constraints=lwdna.Constraints(FLOORS),
         seed=args.seed,
     )
     dna: lwdna.Dna = net.meta["lwdna"]

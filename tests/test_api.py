@@ -104,7 +104,7 @@ def test_budgets_in_every_metric(net: Net) -> None:
 
 def test_divisor_and_floors_hold(net: Net) -> None:
     floors = lwdna.Floors(fraction=0.25, absolute=4, classifier=0.5)
-    dna = lwdna.shrink(net, 0.8, data=batch(), divisor=4, floors=floors).meta["lwdna"]
+    dna = lwdna.shrink(net, 0.8, data=batch(), constraints=lwdna.Constraints(floors, 4)).meta["lwdna"]
     for g in dna.groups:
         if g.prunable:
             assert g.width % 4 == 0
@@ -113,7 +113,7 @@ def test_divisor_and_floors_hold(net: Net) -> None:
 
 
 def test_a_full_budget_without_widening_is_the_identity(net: Net) -> None:
-    same = lwdna.shrink(net, 1.0, widen=1.0, data=batch())
+    same = lwdna.shrink(net, 1.0, widen=1.0, data=batch(), weights="inherit")
     verify.identity(net, same, batch()[0])
 
 
@@ -135,7 +135,7 @@ def test_any_source_of_batches_is_taken_as_it_comes(net: Net) -> None:
     dataset = torch.utils.data.TensorDataset(*batch(8))
     loader = torch.utils.data.DataLoader(dataset, batch_size=4)
     for data in (batch(), [batch(), batch()], stream(), loader):
-        lwdna.shrink(net, 0.7, data=data, batches=2)
+        lwdna.shrink(net, 0.7, data=data, scoring=lwdna.Scoring(batches=2))
     assert drawn == [0, 1]
 
 
@@ -252,7 +252,7 @@ def nan_batch() -> tuple[Tensor, Tensor]:
 BAD = {
     "zero budget": (Net, {"budget": 0.0}, ValueError, "positive"),
     "negative budget": (Net, {"budget": -0.5}, ValueError, "positive"),
-    "empty budget": (Net, {"budget": "half"}, TypeError, "number"),
+    "budget that is none": (Net, {"budget": "half"}, ValueError, "not a limit"),
     "budget above what widening reaches": (
         Net,
         {"budget": 9.0},
@@ -270,7 +270,7 @@ BAD = {
     "widening nothing": (Net, {"widen": {"nowhere.*": 2.0}}, ValueError, "matches no group"),
     "unknown criterion": (Net, {"criterion": "best"}, ValueError, "latent-grad"),
     "unknown policy": (Net, {"policy": "best"}, ValueError, "inner"),
-    "bad divisor": (Net, {"divisor": 0}, ValueError, "divisor"),
+    "bad constraints": (Net, {"constraints": 8}, TypeError, r"lwdna.Constraints\(divisor=8"),
     "control flow on values": (OnValues, {}, lwdna.CaptureError, r"if y\.mean\(\) > 0"),
     "wrong channels": (Net, {"data": batch(channels=4)}, lwdna.ScoringError, r"\(8, 4, 12, 12\)"),
     "wrong rank": (
@@ -329,7 +329,7 @@ BAD = {
         r"before torch\.compile",
     ),
     "seed that is no number": (Net, {"seed": "0"}, TypeError, "seed"),
-    "floors that are no floors": (Net, {"floors": 0.4}, TypeError, "lwdna.Floors"),
+    "unknown weights": (Net, {"weights": "new"}, ValueError, "weights=.new.: one of None, .hyper."),
     "no module": (lambda: "resnet50", {}, TypeError, "nn.Module"),
 }
 

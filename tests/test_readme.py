@@ -12,9 +12,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_code_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block.replace("224, 224", "64, 64"), str(README), "exec"), names)
     ratio = float(capsys.readouterr().out.split()[0])
-    assert 0.5 < ratio <= 0.906
+    assert 0.4 < ratio <= 0.906
