@@ -14,6 +14,8 @@ with later ones), and keys in the default group's store, which work whatever the
 from __future__ import annotations
 
 import contextlib
+import textwrap
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,9 +30,9 @@ from lwdna.errors import ScoringError
 
 #: Seconds: between two looks at the store; that a roll call, and the farewell after a failure, last
 LOOK, ROLL_CALL, FAREWELL = 0.25, 1.5, 2.0
-#: Seconds of yielding only, then the first and the longest pause while waiting. Most collectives
-#: end within the first, a sleep costs some 0.1 ms more than it says.
-SPIN, FIRST_PAUSE, LONGEST_PAUSE = 1e-3, 2e-5, 5e-3
+#: A pause while waiting: this part of the wait so far, so that short collectives stay short, and at
+#: most so many seconds
+PAUSE, LONGEST_PAUSE = 1 / 8, 5e-3
 
 
 class Session:
@@ -55,6 +57,7 @@ class Session:
         self._timeout = timeout.total_seconds()
         self._verdict: str | None = None  # why the session failed, once it is known here
         self._collectives = 0
+        self._work: dist.Work | None = None  # the last collective
         self._at = "entering the guard"
         self._agreements = 0
         shared = _prefixed("lwdna.scoring", world.get_group_store())
@@ -145,6 +148,8 @@ class Session:
             with contextlib.suppress(RuntimeError):
                 self._group.abort()
         dist.destroy_process_group(self._group)
+        if self._work is not None and not self._work.is_completed():
+            _outlive(self._group, self._work)
 
     def _keys(self, prefix: str) -> list[str]:
         return [f"{prefix}/{rank}" for rank in range(self.size)]
@@ -158,20 +163,19 @@ class Session:
             raise ScoringError(self._verdict)
         self._collectives += 1
         self._at = f"collective {self._collectives} ({what})"
-        work = launch()
+        self._work = work = launch()
         assert work is not None, "this process is a member of the group"
         self._until(work.is_completed)
         try:
             work.wait()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = textwrap.shorten(str(error), 160)
             self._roll_call(f"a connection broke ({reason}) while rank {self.rank} was", error)
 
     def _until(
         self, done: Callable[[], bool], give_up: Callable[[], NoReturn] | None = None
     ) -> None:
         start = look = time.monotonic()
-        pause = 0.0
         while not done():
             now = time.monotonic()
             if now - look > LOOK:
@@ -181,9 +185,7 @@ class Session:
                 if give_up is not None:
                     give_up()
                 self._roll_call(f"no answer in {self._timeout:g} s while rank {self.rank} was")
-            if now - start > SPIN:
-                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
-            time.sleep(pause)
+            time.sleep(min((now - start) * PAUSE, LONGEST_PAUSE))
 
     def _look(self) -> None:
         """Raise what another rank has reported, and answer a roll call."""
@@ -249,6 +251,20 @@ class _NotAllHereError(Exception):
     """Some rank did not come to the entry in time; the ranks that did may try again."""
 
 
+def _outlive(group: dist.ProcessGroup, work: dist.Work) -> None:
+    """Keep ``group`` until its pending collective has ended, if it ever does.
+
+    Gloo's destructor waits for pending collectives, holding the interpreter's lock; what a daemon
+    thread holds is not destroyed when the interpreter ends either.
+    """
+
+    def hold(group: dist.ProcessGroup, work: dist.Work) -> None:
+        while not work.is_completed():
+            time.sleep(1)
+
+    threading.Thread(target=hold, args=(group, work), daemon=True).start()
+
+
 def _prefixed(prefix: str, store: dist.Store) -> dist.Store:
-    prefixed: dist.Store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    prefixed: dist.Store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined,name-defined]
     return prefixed

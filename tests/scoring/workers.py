@@ -23,7 +23,7 @@ from lwdna.scoring.synchronise import synchronised_batch_norm
 
 #: Samples of each rank, by number of ranks.
 PARTS = {1: (7,), 2: (5, 2), 3: (4, 1, 2)}
-TIMEOUT = timedelta(seconds=20)
+TIMEOUT = timedelta(seconds=60)
 
 
 class Net(nn.Module):
@@ -68,7 +68,9 @@ def derivatives(ranks: Ranks) -> dict[str, list[Tensor]]:
     """Gradient, Hessian-vector product and buffers after one batch."""
     model = net()
     params = dict(model.named_parameters())
-    directions = [torch.sin(torch.arange(p.numel()) + 1.0).view_as(p).double() for p in params.values()]
+    directions = [
+        torch.sin(torch.arange(p.numel()) + 1.0).view_as(p).double() for p in params.values()
+    ]
     x, y = data(ranks)
     with ranks.guard(), synchronised_batch_norm(ranks, model):
         logits = functional_call(model, params, (x,))
@@ -103,7 +105,11 @@ def batch_norms() -> dict[str, tuple[Tensor, int, nn.Module]]:
             nn.BatchNorm2d(3, track_running_stats=False).eval(),
         ),
         "frozen": (randn(4, 3, 2, 2), 1, nn.BatchNorm2d(3).eval()),
-        "means apart": (randn(4, 3, 8, 8) + torch.tensor([1e3, 0, -1e3, 5]).view(4, 1, 1, 1), 1, nn.BatchNorm2d(3)),
+        "means apart": (
+            randn(4, 3, 8, 8) + torch.tensor([1e3, 0, -1e3, 5]).view(4, 1, 1, 1),
+            1,
+            nn.BatchNorm2d(3),
+        ),
         "large mean": (randn(4, 3, 8, 8) + 1e3, 1, nn.BatchNorm2d(3)),
         "bfloat16": (randn(4, 3, 8, 8).bfloat16(), 1, nn.BatchNorm2d(3)),
         "timm": (randn(4, 3, 4, 4), 1, BatchNormAct2d(3)),
@@ -126,7 +132,9 @@ def normalised(ranks: Ranks) -> dict[str, list[Tensor]]:
     results = {}
     with ranks.guard():
         for name, (x, split, module) in batch_norms().items():
-            part = slice(None) if ranks.size == 1 else (slice(split), slice(split, None))[ranks.rank]
+            part = (
+                slice(None) if ranks.size == 1 else (slice(split), slice(split, None))[ranks.rank]
+            )
             leaf = x[part].clone().requires_grad_()
             with synchronised_batch_norm(ranks, module):
                 y = module(leaf)
@@ -139,7 +147,11 @@ def normalised(ranks: Ranks) -> dict[str, list[Tensor]]:
 def autocast(ranks: Ranks) -> tuple[torch.dtype, Tensor]:
     """Logits of the network under autocast."""
     model, (x, _) = net().float(), data(ranks)
-    with ranks.guard(), synchronised_batch_norm(ranks, model), torch.autocast("cpu", torch.bfloat16):
+    with (
+        ranks.guard(),
+        synchronised_batch_norm(ranks, model),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         logits = model(x.float())
     return logits.dtype, logits.detach().float()
 
@@ -222,7 +234,7 @@ def training_step(ranks: Ranks, when: str) -> None:
         fail("after", ValueError("after the last collective"))
         if me and when == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if me and when == "exit":
+        if ranks.rank == 0 and when == "store dies":
             os._exit(3)
     if me and when == "outside":
         raise LookupError("after the guard")
@@ -238,8 +250,9 @@ def disagree(ranks: Ranks, **what: Any) -> None:
 
 
 def different_collectives(ranks: Ranks) -> None:
-    with ranks.guard():
-        ranks.sum(torch.ones(4 if ranks.rank else 3))
+    impatient = Ranks(ranks.size, ranks.rank, timedelta(seconds=1))
+    with impatient.guard():
+        impatient.sum(torch.ones(4 if ranks.rank else 3))
 
 
 def silent(ranks: Ranks) -> None:
@@ -254,6 +267,7 @@ def silent(ranks: Ranks) -> None:
 def late(ranks: Ranks) -> None:
     """Rank 1 does not enter the guard; the next guard works nevertheless."""
     if ranks.rank == 1:
+        time.sleep(2)
         return
     with Ranks(ranks.size, ranks.rank, timedelta(seconds=1)).guard():
         pass
@@ -285,6 +299,11 @@ def single_value(ranks: Ranks) -> None:
         model(torch.ones(1 if ranks.rank == 0 else 0, 4))
 
 
+def empty(ranks: Ranks) -> None:
+    with ranks.guard():
+        ranks.share(0)
+
+
 def unguarded(ranks: Ranks) -> None:
     ranks.sum(torch.ones(1))
 
@@ -308,17 +327,12 @@ SCENARIOS: dict[str, Callable[[Ranks], Any]] = {
     "swallowed": swallowed,
     "sync batch norm": sync_batch_norm,
     "single value": single_value,
-    "no samples": lambda ranks: empty(ranks),
+    "no samples": empty,
     "unguarded": unguarded,
     "derivatives again": derivatives,
     "die": failing("die"),
-    "exit": failing("exit"),
+    "store dies": failing("store dies"),
 }
-
-
-def empty(ranks: Ranks) -> None:
-    with ranks.guard():
-        ranks.share(0)
 
 
 def work(rank: int, size: int, init_method: str, folder: Path, scenarios: tuple[str, ...]) -> None:
