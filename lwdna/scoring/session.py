@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -156,7 +156,7 @@ class Session:
 
     def _all(self, prefix: str) -> bool:
         with self._store_errors():
-            return self._store.check(self._keys(prefix))
+            return bool(self._store.check(self._keys(prefix)))
 
     def _run(self, launch: Callable[[], dist.Work | None], what: str) -> None:
         if self._verdict is not None:  # someone caught the error and went on
@@ -265,6 +265,5 @@ def _outlive(group: dist.ProcessGroup, work: dist.Work) -> None:
     threading.Thread(target=hold, args=(group, work), daemon=True).start()
 
 
-def _prefixed(prefix: str, store: dist.Store) -> dist.Store:
-    prefixed: dist.Store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined,name-defined]
-    return prefixed
+def _prefixed(prefix: str, store: Any) -> Any:  # torch does not export the types of its stores
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]

@@ -121,10 +121,10 @@ class Direct(nn.BatchNorm2d):
     """Calls the binding, not the function around it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        stats = self.running_mean, self.running_var
+        tensors = input, self.weight, self.bias, self.running_mean, self.running_var
         return torch.batch_norm(
-            input, self.weight, self.bias, *stats, training=True, momentum=0.3, eps=self.eps, cudnn_enabled=False
-        )  # fmt: skip
+            *tensors, training=True, momentum=0.3, eps=self.eps, cudnn_enabled=False
+        )
 
 
 def normalised(ranks: Ranks) -> dict[str, list[Tensor]]:
