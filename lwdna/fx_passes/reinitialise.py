@@ -1,5 +1,160 @@
-"""stub until merge"""
+"""Reinitialise: weights drawn as if the network had been built at its widths, and never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _NormBase
+
+from lwdna.errors import UnsupportedModelError
+from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
+from lwdna.fx_passes.init_law import Fans, InitLaw, draw, fans_of, laws
+from lwdna.fx_passes.module import copy_with
+from lwdna.graph import ChannelGraph
 
 
-def reinitialise(gm, like, graph, *, seed):
-    return gm
+def _of_one_network(arguments: dict[str, Any]) -> None:
+    """``like`` is captured, ``graph`` is its channel graph, and ``gm`` has its parameters."""
+    captured({"gm": arguments["like"]})
+    described({"gm": arguments["like"], "graph": arguments["graph"]})
+    new, old = (
+        {name: p.dim() for name, p in arguments[key].named_parameters()} for key in ("gm", "like")
+    )
+    if new != old:
+        differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
+        raise ValueError(
+            f"like is not the network that gm was shrunk from: {differ[:3]} differ; pass the "
+            "captured network as it was before widening"
+        )
+
+
+@graph_pass(requires=(captured, _of_one_network), ensures=(same_names, nothing_shared))
+def reinitialise(
+    gm: GraphModule, like: GraphModule, graph: ChannelGraph, *, seed: int
+) -> GraphModule:
+    """Draw every parameter of a resized network anew, by the law of the baseline's tensor.
+
+    The family of the law and its gain are kept: constants (norm gains, zero biases, LayerScale)
+    stay, cut normal laws stay cut, a bias drawn by its layer's fan-in follows it, position tables
+    and embeddings keep their deviation. Batch-norm statistics start anew.
+
+    Of the weights of convolutions and linear layers, ``Var · fan_in`` is the baseline's. For a
+    law of the fan-in that is the law itself at the new width. Laws of the fan-out, and fixed
+    deviations, would change the variance of a layer's output by the change of fan_in / fan_out
+    (of fan_in), because they presume the regular widths' proportions. Measured on the networks of
+    ``benchmarks/bm_initialisation.py``, layer by layer: the literal laws leave the baseline's
+    variance by more than a factor of 2 on MobileNetV2 and V3 with widths chosen by magnitude, and
+    by up to 2.8 with widths between 0.8 and 2 times the regular ones.
+
+    Args:
+        gm: a captured network of any widths; it is not changed.
+        like: the captured baseline, as it was initialised; not changed.
+        graph: channel graph of ``like`` (for the roles of its weights).
+        seed: of all draws, in the order of the parameters; the global random state is not used.
+
+    Returns:
+        A network like ``gm`` (widths, device, modes, flags) with new parameters.
+
+    Raises:
+        ValueError: ``gm``, ``like`` and ``graph`` do not belong together.
+        UnsupportedModelError: a parameter of another shape than the baseline's has entries of no
+            known law there, so that none can be drawn (a table, a trained weight).
+
+    Source: METHOD §3 ("from scratch"); He et al., "Delving Deep into
+    Rectifiers", ICCV 2015, eq. 10.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    old = dict(like.named_parameters())
+    found = laws(old, fans_of(like))
+    ratios = _Ratios(gm, like, graph)
+    new: dict[int, Tensor] = {}
+    for name, p in gm.named_parameters():
+        law = found[name]
+        if law is None:
+            new[id(p)] = _kept(name, p, old[name])
+        else:
+            new[id(p)] = draw(law, p.detach(), ratios(name, law), generator)
+
+    def replacement(tensor: Tensor) -> Tensor:
+        drawn = new.get(id(tensor))
+        return tensor.detach().clone() if drawn is None else drawn
+
+    result: GraphModule = copy_with(gm, replacement)
+    for module in result.modules():
+        if isinstance(module, _NormBase):
+            module.reset_running_stats()
+    return result
+
+
+def _kept(name: str, new: Tensor, old: Tensor) -> Tensor:
+    """The value of a parameter that is no draw: a table of fixed size, or one never trained."""
+    if new.shape == old.shape:
+        return old.detach().clone()
+    if not new.requires_grad:
+        return new.detach().clone()
+    raise UnsupportedModelError(
+        f"parameter {name!r} follows no initialisation law, so its {tuple(new.shape)} entries "
+        "cannot be drawn anew: keep the weights of the network it is shrunk from, or pass a model "
+        "that was not trained"
+    )
+
+
+class _Ratios:
+    """New fan / old fan by which the variance of each parameter's law is divided."""
+
+    def __init__(self, gm: GraphModule, like: GraphModule, graph: ChannelGraph) -> None:
+        self._fans: tuple[Mapping[str, Fans], ...] = (fans_of(gm), fans_of(like))
+        shapes = [{n: p.shape for n, p in network.named_parameters()} for network in (gm, like)]
+        self._inputs = {
+            name: shapes[0][name][role.in_dim] / shapes[1][name][role.in_dim]
+            for name, role in graph.roles.items()
+        }
+
+    def __call__(self, name: str, law: InitLaw) -> float:
+        inputs = self._inputs.get(name)
+        if inputs is not None:
+            return inputs
+        if law.scale == "fixed" or law.kind == "constant":
+            return 1.0
+        inputs = self._inputs.get(f"{name.removesuffix('bias')}weight")
+        if inputs is not None:  # of the sum's inputs, which are a transposed kernel's outputs
+            return inputs
+        new, old = (fans[name].of(law.scale) for fans in self._fans)
+        return new / old
+
+
+def looks_trained(model: nn.Module) -> bool:
+    """Whether a model is anything else than freshly initialised.
+
+    False only if every parameter is recognisably as it was initialised: norm gains and biases
+    constant, weights and biases drawn by a usual law of their fan or with a round deviation, and
+    batch-norm statistics at their defaults. What cannot be told counts as trained, so that
+    nothing is lost: initialisations of a model's own (orthogonal factors, tables, odd constants
+    of deviation) give True.
+
+    Args:
+        model: any module; not changed.
+    """
+    if any(_has_counted(module) for module in model.modules()):
+        return True
+    parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    fans = fans_of(model)
+    found = laws(parameters, fans)
+    return any(
+        law is None
+        or not law.usual
+        or (law.kind != "constant" and p.dim() < 2 and name not in fans)
+        for (name, p), law in ((item, found[item[0]]) for item in parameters.items())
+    )
+
+
+def _has_counted(module: nn.Module) -> bool:
+    """Whether a norm's running statistics have moved."""
+    if not isinstance(module, _NormBase):
+        return False
+    defaults = ((module.running_mean, 0), (module.running_var, 1), (module.num_batches_tracked, 0))
+    return any(t is not None and bool((t != value).any()) for t, value in defaults)
