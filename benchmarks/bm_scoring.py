@@ -68,9 +68,7 @@ class Subject:
             return x, torch.randint(out[0], (batch,)) if classifies else torch.rand(batch, *out)
 
         batches = as_batches([one(), one()], 2, network=self.network)
-        self.context = ScoringContext(
-            self.network, graph, batches, self.loss_fn, SEED
-        )
+        self.context = ScoringContext(self.network, graph, batches, self.loss_fn, SEED)
 
     def score(self) -> None:
         score(self.context, "latent-grad")
@@ -153,7 +151,9 @@ def run_recipe(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--side", type=int, default=64, help="input resolution in pixels")
@@ -189,7 +189,13 @@ def main() -> None:
     }
     args.output.write_text(json.dumps(record, indent=1) + "\n")
     rows = [
-        (name, median(r["seconds"]["step"]), r["time_ratio"], r["peak_mb"]["step"], r["memory_ratio"])
+        (
+            name,
+            median(r["seconds"]["step"]),
+            r["time_ratio"],
+            r["peak_mb"]["step"],
+            r["memory_ratio"],
+        )
         for name, r in results.items()
     ]
     print(tabulate(rows, headers=("recipe", "step s", "time ratio", "step MB", "memory ratio")))

@@ -104,7 +104,9 @@ def test_budgets_in_every_metric(net: Net) -> None:
 
 def test_divisor_and_floors_hold(net: Net) -> None:
     floors = lwdna.Floors(fraction=0.25, absolute=4, classifier=0.5)
-    dna = lwdna.shrink(net, 0.8, data=batch(), constraints=lwdna.Constraints(floors, 4)).meta["lwdna"]
+    dna = lwdna.shrink(net, 0.8, data=batch(), constraints=lwdna.Constraints(floors, 4)).meta[
+        "lwdna"
+    ]
     for g in dna.groups:
         if g.prunable:
             assert g.width % 4 == 0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lwdna.errors import ScoringError
 from lwdna.graph import ChannelGraph
 from lwdna.scoring.context import ScoringContext, preserved
-from lwdna.scoring.ranks import synchronised_batch_norm
+from lwdna.scoring.synchronise import synchronised_batch_norm
 
 Saliency = NDArray[np.float64]
 Criterion = Callable[[ScoringContext], Saliency]
@@ -136,7 +136,10 @@ def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Sal
     function = get(name)
     label, ranks = function.name, context.ranks
     with ranks.guard():
-        with preserved(context.network, context.seed), synchronised_batch_norm(ranks):
+        with (
+            preserved(context.network, context.seed),
+            synchronised_batch_norm(ranks, context.network),
+        ):
             result = np.asarray(function(context))
         if result.shape != (context.graph.units,) or result.dtype.kind not in "fiu":
             raise ScoringError(

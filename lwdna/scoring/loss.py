@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 import torch
@@ -45,7 +46,11 @@ def batch_loss(
     batch = context.batches[k]
     replaced = {name: buffer.clone() for name, buffer in context.network.named_buffers()}
     replaced.update(tensors or {})
-    model = _Guarded(context, k, replaced, note)
+    share = context.ranks.share(batch.size)
+    micro = context.options.micro_batch
+    # Of the mean batch: the same number on every rank.
+    stretches = 1 if micro is None else ceil(batch.size / (share * context.ranks.size * micro))
+    model = _Guarded(context, k, replaced, stretches, note)
     with torch.autocast(
         context.device.type, torch.bfloat16, enabled=context.options.bfloat16, cache_enabled=False
     ):
@@ -54,7 +59,6 @@ def batch_loss(
         else:
             loss = _step(context, k, model)
     _check_loss(loss, k)
-    share = context.ranks.share(batch.size)
     return loss.float() * share if loss.dtype is torch.bfloat16 else loss * share
 
 
@@ -62,9 +66,14 @@ class _Guarded(Model):
     """The model of batch ``k``; what it refuses is said in the user's words."""
 
     def __init__(
-        self, context: ScoringContext, k: int, tensors: Mapping[str, Tensor], note: Note | None
+        self,
+        context: ScoringContext,
+        k: int,
+        tensors: Mapping[str, Tensor],
+        stretches: int,
+        note: Note | None,
     ) -> None:
-        super().__init__(context.network, tensors, context.options.micro_batch, note)
+        super().__init__(context.network, tensors, context.options.micro_batch, stretches, note)
         self._context, self._k = context, k
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

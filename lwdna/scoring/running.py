@@ -27,6 +27,9 @@ class Model(nn.Module):
             and buffers do not take part.
         tensors: parameter and buffer name -> tensor that takes its place.
         micro_batch: samples to run at a time; ``None``: all.
+        stretches: into how many stretches of nodes the graph is cut instead, where the network
+            mixes samples. It must be the same on all ranks, whose batch norms wait for each other
+            in the backward pass, too.
         note: called with the value of every node, where given.
     """
 
@@ -35,20 +38,22 @@ class Model(nn.Module):
         network: nn.Module,
         tensors: Mapping[str, Tensor],
         micro_batch: int | None = None,
+        stretches: int = 1,
         note: Note | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self._tensors, self._micro_batch, self._note = dict(tensors), micro_batch, note
+        self._tensors, self._note = dict(tensors), note
+        self._micro_batch, self._stretches = micro_batch, stretches
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the network; arguments as its own ``forward`` takes them."""
         size = _samples(args, kwargs)
-        if self._micro_batch is None or size <= self._micro_batch:
+        if self._micro_batch is None:
             return self._run(slice(0, size), *args, **kwargs)
-        if not self._mixes_samples(args, kwargs):
-            return self._in_micro_batches(size, self._micro_batch, args, kwargs)
-        return self._in_stretches(ceil(size / self._micro_batch), slice(0, size), args, kwargs)
+        if self._mixes_samples(args, kwargs):
+            return self._in_stretches(self._stretches, slice(0, size), args, kwargs)
+        return self._in_micro_batches(size, self._micro_batch, args, kwargs)
 
     def _run(self, rows: slice, *args: Any, **kwargs: Any) -> Any:
         if self._note is None:
@@ -105,6 +110,8 @@ class Model(nn.Module):
         if any(isinstance(m, batch_norm) and m.training for m in self.network.modules()):
             return True
         size = _samples(args, kwargs)
+        if size == 1:
+            return False
         flat, spec = tree_flatten((args, kwargs))
         first = []
         for beside in (1, 0):  # the first sample next to another one, and next to itself
