@@ -7,9 +7,14 @@ import numpy as np
 from lwdna.blocks import Blocks, Floats
 from lwdna.channels import Ids
 
-#: Rounds of re-pricing per starting point, and exchanges of two blocks after them.
+#: Rounds of pricing per starting point, at most, and without progress.
 ROUNDS = 24
+PATIENCE = 3
+#: How fast a limit with slack loses its price: its weight is multiplied by its use to this power.
+SLACK_POWER = 4
+#: Exchanges of two blocks per starting point, at most, and pairs of blocks looked at for them.
 EXCHANGES = 200
+EXCHANGE_PAIRS = 10**7
 
 
 def fill(blocks: Blocks, levels: Ids, order: Ids) -> tuple[Ids, int]:
@@ -50,13 +55,13 @@ def _position(of: Ids, classes: int) -> Ids:
     return position
 
 
-def _longest(blocks: Blocks, levels: Ids, queue: Ids) -> int:
+def _longest(blocks: Blocks, levels: Ids, queue: Ids, guess: int = 1) -> int:
     """The longest prefix of the queue that still fits; cost grows with it."""
 
     def fits(n: int) -> bool:
         return blocks.fits(levels + np.bincount(queue[:n], minlength=len(levels)))
 
-    low, high = 0, 1
+    low, high = 0, max(guess, 1)
     while high <= len(queue) and fits(high):
         low, high = high, 2 * high
     high = min(high, len(queue) + 1)
@@ -79,7 +84,11 @@ def threshold(blocks: Blocks) -> tuple[Ids, float]:
 
 
 def saliency_per_cost(blocks: Blocks, start: Ids) -> Ids:
-    """A configuration of great total saliency, at least that of ``start``."""
+    """A configuration of great total saliency, at least that of ``start``.
+
+    Searches from ``start`` and from the least widths, because prices depend on where one stands;
+    ``start`` itself is returned if nothing better is found.
+    """
     best = start
     for begin in (start, np.zeros_like(start)):
         levels = _exchange(blocks, *_reprice(blocks, begin))
@@ -88,26 +97,36 @@ def saliency_per_cost(blocks: Blocks, start: Ids) -> Ids:
 
 
 def _reprice(blocks: Blocks, levels: Ids) -> tuple[Ids, Ids]:
+    """Order by saliency per marginal cost, cut at the budget, price again where that led.
+
+    A fixed point meets the first-order conditions of the Lagrangian: one multiplier per limit, 0
+    where the limit has slack, and every kept block is worth more than its price.
+
+    Returns:
+        (the configuration of greatest saliency on the way, the order of blocks that led there).
+    """
     weights = 1 / blocks.limits
-    log_price = None
-    best, best_order, best_saliency = levels, np.arange(len(blocks.of)), -np.inf
+    log_price: Floats | None = None
+    best, best_order, best_saliency, idle = levels, np.arange(len(blocks.of)), -np.inf, 0
     for _ in range(ROUNDS):
         unit = weights @ blocks.pricing.prices(blocks.widths(levels), np.ones_like(levels))
-        with np.errstate(divide="ignore"):
-            new = np.log(unit)
-        log_price = new if log_price is None else (log_price + new) / 2
+        with np.errstate(divide="ignore"):  # what costs nothing has the price 0
+            now = np.log(unit)
+        log_price = now if log_price is None else (log_price + now) / 2  # damps oscillation
         price = np.exp(log_price)[blocks.of]
         order = np.argsort(-_rate(blocks.mean, price), kind="stable")
-        run = _longest(blocks, np.zeros_like(levels), blocks.of[order])
-        following = np.bincount(blocks.of[order[:run]], minlength=len(levels))
-        saliency = blocks.saliency(following)
+        queue = blocks.of[order]
+        levels = np.bincount(
+            queue[: _longest(blocks, 0 * levels, queue, len(queue))], minlength=len(levels)
+        )
+        saliency = blocks.saliency(levels)
+        idle += 1
         if saliency > best_saliency:
-            best, best_order, best_saliency = following, order, saliency
-        used = blocks.pricing.cost(blocks.widths(following)) / blocks.limits
-        weights = weights * (used / used.max()) ** 4
-        if len(weights) == 1 and (following == levels).all():
+            best, best_order, best_saliency, idle = levels, order, saliency, 0
+        if idle == PATIENCE:
             break
-        levels = following
+        used = blocks.pricing.cost(blocks.widths(levels)) / blocks.limits
+        weights = weights * (used / used.max()) ** SLACK_POWER
     return best, best_order
 
 
@@ -117,8 +136,9 @@ def _rate(mean: Floats, price: Floats) -> Floats:
 
 
 def _exchange(blocks: Blocks, levels: Ids, order: Ids) -> Ids:
+    """Fill up, then trade single blocks for more salient ones and fill up again."""
     levels, _ = fill(blocks, levels, order)
-    for _ in range(EXCHANGES):
+    for _ in range(min(EXCHANGES, EXCHANGE_PAIRS // max(len(levels), 1) ** 2)):
         better = _best_exchange(blocks, levels)
         if better is None:
             break
@@ -127,19 +147,29 @@ def _exchange(blocks: Blocks, levels: Ids, order: Ids) -> Ids:
 
 
 def _best_exchange(blocks: Blocks, levels: Ids) -> Ids | None:
+    """The trade of one class's last block for another's next one that gains most saliency.
+
+    Removing a block only lowers the prices of others, so a trade that fits at the present prices
+    does fit; some that fit are missed.
+    """
     widths = blocks.widths(levels)
     left = blocks.limits - blocks.pricing.cost(widths)
     price = blocks.pricing.prices(widths, blocks.step(levels, 1))
     saved = -blocks.pricing.prices(widths, blocks.step(levels, -1))
     gain = np.where(levels < blocks.height, blocks.block_saliency(levels), -np.inf)
     loss = np.where(levels > 0, blocks.block_saliency(levels - 1), np.inf)
-    profit = gain[None, :] - loss[:, None]
-    fits = (price[:, None, :] - saved[:, :, None] <= left[:, None, None]).all(axis=0)
-    profit = np.where(fits & ~np.eye(len(levels), dtype=bool), profit, -np.inf)
-    out, into = np.unravel_index(np.argmax(profit), profit.shape)
-    if not profit[out, into] > 0:
+    incoming = np.flatnonzero(gain > loss.min(initial=np.inf))
+    outgoing = np.flatnonzero(loss < gain.max(initial=-np.inf))
+    if not (len(incoming) and len(outgoing)):
+        return None
+    profit = gain[incoming] - loss[outgoing, None]
+    for m in range(len(left)):
+        profit[price[m, incoming] - saved[m, outgoing, None] > left[m]] = -np.inf
+    profit[outgoing[:, None] == incoming] = -np.inf
+    a, b = np.unravel_index(np.argmax(profit), profit.shape)
+    if not profit[a, b] > 0:
         return None
     levels = levels.copy()
-    levels[out] -= 1
-    levels[into] += 1
+    levels[outgoing[a]] -= 1
+    levels[incoming[b]] += 1
     return levels

@@ -14,6 +14,7 @@ from lwdna.pricing import Pricing
 from lwdna.width_rules import WidthRules
 
 Floats = NDArray[np.float64]
+_NO_LIMIT = 2**62  # far above any cost, and sums with costs stay within int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class Blocks:
     A class is a group, or several that are tied, whose width can change. It climbs a ladder of
     allowed widths; the channels between two rungs are a block, the most salient ones first. A
     configuration is a level per class: the number of its blocks that are kept, shape (C,), int64.
-    Blocks are listed by saliency, and those of one class in the order in which it climbs.
+    Blocks are listed by saliency. Along a ladder it only falls, so the first blocks of a class in
+    the list are its lowest ones.
 
     Attributes:
         members: indices of the groups of each class, C arrays.
@@ -123,23 +125,15 @@ def make_blocks(
     members = _classes(rules)
     ladders = [rules.ladder(int(groups[0])) for groups in members]
     height = np.array([len(ladder) - 1 for ladder in ladders], dtype=np.int64)
-    known = np.where((rules.most > rules.least)[graph.group_of], saliency, 0.0)
-    # Fixed groups that lose units (frozen or capped after widening) are ranked all the same.
-    known = np.where(np.isfinite(saliency), saliency, known)
+    known = np.where(np.isfinite(saliency), saliency, 0.0)
     ranked = np.lexsort((-known, graph.group_of))
     total, first = _sums(graph, known[ranked], ranked, members, ladders)
     units = np.concatenate(
         [np.zeros(0), *(len(m) * np.diff(la) for m, la in zip(members, ladders, strict=True))]
     )
     of = np.repeat(np.arange(len(members)), height)
-    level = np.arange(len(of)) - np.repeat(np.cumsum(height) - height, height)
     mean = total / units
-    for begin, n in zip((np.cumsum(height) - height).tolist(), height.tolist(), strict=True):
-        # Means fall along a ladder; rounding must not make a block overtake a lower one.
-        own = slice(begin, begin + n)
-        mean[own] = np.minimum.accumulate(mean[own])
-        first[own] = np.maximum.accumulate(first[own])
-    order = np.lexsort((level, first, -mean))
+    order = np.lexsort((first, -mean))
     return Blocks(
         members=members,
         rungs=np.concatenate([np.zeros(0, np.int64), *ladders]),
@@ -150,7 +144,7 @@ def make_blocks(
         total=total,
         ranked=ranked,
         least=rules.least,
-        limits=np.array(list(limits.values()), dtype=np.int64),
+        limits=np.array([min(limit, _NO_LIMIT) for limit in limits.values()], dtype=np.int64),
         pricing=Pricing(graph.cost_model, tuple(limits), rules.least, members),
     )
 

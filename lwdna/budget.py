@@ -14,7 +14,7 @@ from lwdna.constraints import Constraints
 from lwdna.cost import METRICS, Cost
 from lwdna.errors import BudgetError
 from lwdna.graph import ChannelGraph
-from lwdna.width_rules import resolve
+from lwdna.width_rules import WidthRules, resolve
 
 #: A float up to here is a fraction of the baseline; no widening reaches ten times its cost, and
 #: no network costs ten MACs.
@@ -147,7 +147,11 @@ def cost_range(
     Raises:
         ConstraintError: the constraints contradict one another or the graph.
     """
-    rules = resolve(graph, constraints or Constraints())
+    return rules_range(graph, resolve(graph, constraints or Constraints()))
+
+
+def rules_range(graph: ChannelGraph, rules: WidthRules) -> dict[str, tuple[int, int]]:
+    """:func:`cost_range` of constraints that are resolved."""
     least, most = graph.cost_model(rules.least), graph.cost_model(rules.most)
     return {metric: (least[metric], most[metric]) for metric in METRICS}
 

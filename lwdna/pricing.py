@@ -60,11 +60,10 @@ class Pricing:
         for row, column in zip(self._row.tolist(), self._column.tolist(), strict=True):
             rows_of[column].append(row)
         terms_of: list[list[int]] = [[] for _ in range(len(counts))]
-        priced = self._weights.any(axis=0)
+        priced = np.flatnonzero(self._weights.any(axis=0))
         for rows in self._factors:
-            for term, row in enumerate(rows.tolist()):
-                if priced[term]:
-                    terms_of[row].append(term)
+            for term, row in zip(priced.tolist(), rows[priced].tolist(), strict=True):
+                terms_of[row].append(term)
         found = [sorted({t for row in rows for t in terms_of[row]}) for rows in rows_of]
         sizes = np.array([len(terms) for terms in found], dtype=np.int64)
         self._pair_class = np.repeat(np.arange(self._classes), sizes)

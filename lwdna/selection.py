@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lwdna.allocation import saliency_per_cost, threshold
 from lwdna.blocks import Blocks, make_blocks
-from lwdna.budget import check_attainable, cost_range
+from lwdna.budget import check_attainable, rules_range
 from lwdna.channels import Ids
 from lwdna.constraints import Constraints
 from lwdna.cost import METRICS, Cost
@@ -73,10 +73,10 @@ def select(
     per marginal cost at the present configuration (several limits enter with a price each, which
     falls while a limit has slack), the budget cuts the order, and prices are worked out again
     until they settle; then single blocks are exchanged while that gains saliency. Guaranteed: a
-    total no smaller than ``"threshold"`` gives (where it finds nothing better, that selection is
-    the result), and no exchange of one block for another of a different class that would be sure
-    to fit and gain is left, up to 200 exchanges. Not guaranteed: the maximum. Costs are products
-    of widths, so this is a knapsack with a bilinear constraint, NP-hard even in its linear case.
+    total no smaller than that of ``"threshold"``, whose selection is the result where nothing
+    better is found. Not guaranteed: the maximum. Costs are products of widths, so this is a
+    knapsack with a bilinear constraint, NP-hard even where the constraint is linear. Nor is a
+    larger budget, or one limit less, sure to give a larger total.
 
     Args:
         graph: the (widened) channel graph.
@@ -97,8 +97,8 @@ def select(
         ValueError: a saliency of the wrong shape, an unknown metric or allocation, a limit
             below 1.
 
-    Source: METHOD §3, with an exact search in place of the released code's fixed steps; lagged
-    prices for several knapsack constraints: Everett, "Generalized Lagrange Multiplier Method",
+    Source: METHOD §3, with an exact search in place of the released code's fixed steps; prices
+    for several knapsack constraints: Everett, "Generalized Lagrange Multiplier Method",
     Operations Research 11(3), 1963.
     """
     if allocation not in get_args(Allocation):
@@ -107,7 +107,7 @@ def select(
     _check_limits(limits)
     rules = resolve(graph, constraints)
     _check_saliency(graph, saliency)
-    check_attainable(limits, cost_range(graph, constraints))
+    check_attainable(limits, rules_range(graph, rules))
     blocks = make_blocks(graph, np.asarray(saliency, dtype=np.float64), rules, limits)
     levels, cut = threshold(blocks)
     kept_above: float | None = cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,6 @@ from lwdna.channels import Ids
 from lwdna.constraints import Constraints, Floors, portion
 from lwdna.errors import ConstraintError
 from lwdna.graph import FROZEN_BY_USER, ChannelGraph, ChannelGroup
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,14 +138,14 @@ def _values(
     graph: ChannelGraph,
     groups: Sequence[ChannelGroup],
     what: str,
-    given: T | Mapping[str, T],
-    default: T,
+    given: Any,
+    default: Any,
     problems: list[str],
-) -> dict[int, T]:
+) -> dict[int, Any]:
     """Value of each group: the one for all, or that of the first pattern that matches."""
     if not isinstance(given, Mapping):
         return {group.index: given for group in groups}
-    values: dict[int, T] = {}
+    values: dict[int, Any] = {}
     for pattern, value in given.items():
         matched = _matching(groups, pattern)
         if not matched:

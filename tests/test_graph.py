@@ -313,7 +313,8 @@ def by_hand(w1: int, w2: int) -> Cost:
     macs = 9 * 3 * w1 * 64 + 9 * w1 * w2 * 16 + w2 * 10
     norm, relu = 2 * w1 * 64, w1 * 64 + w2 * 16
     params = (9 * 3 * w1 + w1) + 2 * w1 + 9 * w1 * w2 + (w2 * 10 + 10)
-    return Cost(macs=macs, flops_paper=macs + norm + relu, params=params)
+    activations = w1 * 64 + w2 * 16 + 10
+    return Cost(macs, macs + norm + relu, params, activations)
 
 
 @pytest.mark.parametrize("widths", [(8, 16), (1, 1), (3, 16), (8, 5), (20, 9), (13, 33)])
@@ -385,13 +386,13 @@ def test_cost_model_is_coefficient_times_lengths() -> None:
     model = CostModel(terms, np.array([0, 0, 1]), np.array([2, 1]))
     assert model.per_term(np.array([2, 1])).tolist() == [3 * 4 * 3, 5 * 3, 7]
     assert model.per_term(np.array([6, 10])).tolist() == [3 * 12 * 16, 5 * 16, 7]
-    assert model(np.array([6, 10])) == Cost(3 * 12 * 16, 3 * 12 * 16 + 5 * 16, 7)
+    assert model(np.array([6, 10])) == Cost(3 * 12 * 16, 3 * 12 * 16 + 5 * 16, 7, 0)
 
 
 def test_costs_are_read_by_metric_name() -> None:
-    cost = Cost(macs=1, flops_paper=2, params=3)
-    assert [cost[m] for m in ("macs", "flops_paper", "params")] == [1, 2, 3]
-    assert cost.as_dict() == {"macs": 1, "flops_paper": 2, "params": 3}
+    cost = Cost(macs=1, flops_paper=2, params=3, activations=4)
+    assert [cost[m] for m in ("macs", "flops_paper", "params", "activations")] == [1, 2, 3, 4]
+    assert cost.as_dict() == {"macs": 1, "flops_paper": 2, "params": 3, "activations": 4}
     with pytest.raises(KeyError, match="flops_paper"):
         cost["flops"]
 
