@@ -19,8 +19,7 @@ from lwdna.constraints import Constraints
 from lwdna.dna import Dna
 from lwdna.fx_passes.analyse import Outputs, analyse
 from lwdna.fx_passes.capture import capture
-from lwdna.fx_passes.init_law import looks_trained
-from lwdna.fx_passes.reinitialise import reinitialise
+from lwdna.fx_passes.reinitialise import looks_trained, reinitialise
 from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.widen import Multiplier, widen_copies
 from lwdna.fx_passes.widen import widen as widen_graph

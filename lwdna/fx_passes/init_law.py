@@ -195,7 +195,3 @@ def draw(law: InitLaw, like: Tensor, ratio: float, generator: torch.Generator) -
         noise.normal_(generator=generator)
     drawn: Tensor = law.mean + law.std / ratio**0.5 * noise
     return drawn.to(dtype=like.dtype, device=like.device)
-
-
-def looks_trained(model):
-    return False

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from lwdna.errors import ScoringError
 from lwdna.graph import ChannelGraph
 from lwdna.scoring.context import ScoringContext, preserved
-from lwdna.scoring.synchronise import synchronised_batch_norm
 
 Saliency = NDArray[np.float64]
 Criterion = Callable[[ScoringContext], Saliency]
@@ -136,10 +135,7 @@ def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Sal
     function = get(name)
     label, ranks = function.name, context.ranks
     with ranks.guard():
-        with (
-            preserved(context.network, context.seed),
-            synchronised_batch_norm(ranks, context.network),
-        ):
+        with preserved(context.network, context.seed):
             result = np.asarray(function(context))
         if result.shape != (context.graph.units,) or result.dtype.kind not in "fiu":
             raise ScoringError(

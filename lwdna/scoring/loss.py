@@ -73,7 +73,8 @@ class _Guarded(Model):
         stretches: int,
         note: Note | None,
     ) -> None:
-        super().__init__(context.network, tensors, context.options.micro_batch, stretches, note)
+        micro = context.options.micro_batch
+        super().__init__(context.network, tensors, micro, stretches, context.ranks, note)
         self._context, self._k = context, k
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

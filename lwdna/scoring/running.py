@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatte
 from torch.utils.checkpoint import checkpoint
 
 from lwdna.errors import ScoringError
+from lwdna.scoring.ranks import Ranks
+from lwdna.scoring.synchronise import synchronised_batch_norm
 
 #: ``note(node, value, rows)``: what a node of the graph returned for these samples of the batch.
 Note = Callable[[Node, Any, slice], None]
@@ -30,6 +32,7 @@ class Model(nn.Module):
         stretches: into how many stretches of nodes the graph is cut instead, where the network
             mixes samples. It must be the same on all ranks, whose batch norms wait for each other
             in the backward pass, too.
+        ranks: whose samples batch norms normalise together.
         note: called with the value of every node, where given.
     """
 
@@ -39,11 +42,12 @@ class Model(nn.Module):
         tensors: Mapping[str, Tensor],
         micro_batch: int | None = None,
         stretches: int = 1,
+        ranks: Ranks | None = None,
         note: Note | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self._tensors, self._note = dict(tensors), note
+        self._tensors, self._note, self._ranks = dict(tensors), note, ranks or Ranks()
         self._micro_batch, self._stretches = micro_batch, stretches
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,9 +60,10 @@ class Model(nn.Module):
         return self._in_micro_batches(size, self._micro_batch, args, kwargs)
 
     def _run(self, rows: slice, *args: Any, **kwargs: Any) -> Any:
-        if self._note is None:
+        if self._note is not None:
+            return self._in_stretches(1, rows, args, kwargs)
+        with synchronised_batch_norm(self._ranks, self.network):
             return functional_call(self.network, self._tensors, args, kwargs)
-        return self._in_stretches(1, rows, args, kwargs)
 
     def _in_micro_batches(
         self, size: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -97,7 +102,10 @@ class Model(nn.Module):
                 part: Sequence[Node] = part,
                 needed: set[Node] = needed,
             ) -> dict[Node, Any]:
-                result: dict[Node, Any] = functional_call(stretch, tensors, (part, needed, values))
+                # Here, because it has to hold in the second computation, too.
+                with synchronised_batch_norm(self._ranks, self.network):
+                    found = functional_call(stretch, tensors, (part, needed, values))
+                result: dict[Node, Any] = found
                 return result
 
             # The last stretch would be computed again at once.
