@@ -1,5 +1,6 @@
 """lwdna: layer-wise differentiated network architectures by shrinking a widened network once."""
 
+from lwdna import recipes
 from lwdna.api import shrink
 from lwdna.budget import Budget, Floors, attainable
 from lwdna.cost import Cost
@@ -53,6 +54,7 @@ __all__ = [
     "criteria",
     "criterion",
     "explain",
+    "recipes",
     "resize",
     "score",
     "select",
