@@ -1,5 +1,6 @@
 """lwdna: layer-wise differentiated network architectures by shrinking a widened network once."""
 
+from lwdna import recipes
 from lwdna.api import attainable, shrink
 from lwdna.budget import Budget
 from lwdna.constraints import Constraints, Floors

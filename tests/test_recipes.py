@@ -1,0 +1,338 @@
+"""Recipes: published figures, networks and budgets, against a counter of their own."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from copy import deepcopy
+from dataclasses import FrozenInstanceError, fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import lwdna
+from lwdna import recipes
+from lwdna.fx_passes.widen import widen_copies
+from lwdna.graph import ChannelGraph
+from lwdna.recipes import Recipe
+from lwdna.scoring import ScoringContext
+
+NAMES = recipes.names()
+#: The activations that lwdna's counter sees, and those that the authors' counter sees.
+OURS = (nn.ReLU,)
+AUTHORS = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6)
+#: Recipes whose published FLOPs need the authors' counter: docs/recipes.md, "Counters".
+#: name -> billions that lwdna counts.
+OTHERWISE_COUNTED = {
+    "mobilenetv3-small-imagenet": "0.0604",  # ReLU6 inside hard swish
+    "mobilenetv2-tinyimagenet": "0.0915",  # ReLU6
+    "srresnet-x4": "32.79",  # PReLU
+    "unet-denoising": "3.01",  # transposed convolutions
+}
+
+
+@cache
+def model_of(name: str) -> nn.Module:
+    return recipes.get(name).build()
+
+
+@cache
+def graph_of(name: str) -> ChannelGraph:
+    x = recipes.get(name).example_inputs()
+    return lwdna.analyse(lwdna.capture(model_of(name), x), x)
+
+
+@cache
+def widened(name: str) -> ChannelGraph:
+    graph = graph_of(name)
+    return graph.restrict(widen_copies(graph, recipes.get(name).widen))
+
+
+def count(
+    recipe: Recipe, activations: tuple[type[nn.Module], ...], *, transposed_at: str
+) -> Counter[str]:
+    """FLOPs by kind of module, from forward hooks: no part of lwdna is involved.
+
+    The authors count a transposed convolution's kernel once per *output* position, stride² times
+    what it computes; one activation object counts once, at its last call.
+    """
+    model = deepcopy(model_of(recipe.name)).to("meta").eval()
+    flops: Counter[str] = Counter()
+    last: dict[int, int] = {}
+
+    def hook(m: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        if isinstance(m, nn.ConvTranspose2d):
+            at = out if transposed_at == "output" else args[0]
+            flops["transposed"] += m.weight.numel() * at.shape[2:].numel()
+        elif isinstance(m, nn.Conv2d):
+            flops["conv"] += m.weight.numel() * out.shape[2:].numel()
+        elif isinstance(m, nn.Linear):
+            flops["linear"] += m.weight.numel()
+        elif isinstance(m, nn.BatchNorm2d):
+            flops["norm"] += 2 * out.numel()
+        elif isinstance(m, activations):
+            last[id(m)] = out.numel()
+
+    for module in model.modules():  # timm's batch norms have their ReLU inside
+        module.register_forward_hook(hook)
+    model(torch.empty(1, *recipe.input_shape, device="meta"))
+    flops["activation"] = sum(last.values())
+    return flops
+
+
+def printed(figure: float, like: float) -> str:
+    """``figure`` with the decimals that the published one has at least (2)."""
+    decimals = max(len(str(like).partition(".")[2]), 2)
+    return f"{figure:.{decimals}f}"
+
+
+# --- the data -----------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_paper_is_there() -> None:
+    assert NAMES == (
+        "resnet50-imagenet",
+        "regnetx-4gf-imagenet",
+        "mobilenetv3-small-imagenet",
+        "mobilenetv1-tinyimagenet",
+        "mobilenetv2-tinyimagenet",
+        "srresnet-x4",
+        "edsr-x4",
+        "dimp-resnet50",
+        "dncnn-denoising",
+        "unet-denoising",
+    )
+    assert [recipes.get(name).name for name in NAMES] == list(NAMES)
+    with pytest.raises(ValueError, match=r"recipe 'resnet18': one of resnet50-imagenet, .*unet-d"):
+        recipes.get("resnet18")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_are_data(name: str) -> None:
+    recipe = recipes.get(name)
+    assert recipe == recipes.get(name) and hash(recipe) == hash(recipes.get(name))
+    with pytest.raises(FrozenInstanceError):
+        recipe.widen = 1.0  # type: ignore[misc]
+    assert recipe.criterion in lwdna.criteria()
+    assert recipe.counter in {field.name for field in fields(lwdna.Budget)}
+    assert recipe.budget.limits(graph_of(name).cost()).keys() == {recipe.counter}
+    assert recipe.example_inputs().shape[1:] == recipe.input_shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_ratios_are_those_of_the_published_figures(name: str) -> None:
+    published = recipes.get(name).published
+    pairs = []
+    if published.baseline and published.lwdna:
+        baseline, lwdna_ = published.baseline, published.lwdna
+        pairs.append((baseline.flops, lwdna_.flops, published.flops_ratio))
+        if baseline.params and lwdna_.params:
+            pairs.append((baseline.params, lwdna_.params, published.params_ratio))
+    else:
+        assert published.lwdna is published.flops_ratio is published.params_ratio is None
+    for before, after, ratio in pairs:
+        assert ratio is not None
+        half = 0.5 * 10.0 ** -max(len(str(before).partition(".")[2]), 2)  # of the last digit
+        least, most = (after - half) / (before + half), (after + half) / (before - half)
+        assert least - 5e-5 <= ratio <= most + 5e-5
+
+
+def test_the_networks_need_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.restoration", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'edsr-x4' builds .*root of a checkout"):
+        recipes.get("edsr-x4").build()
+    recipes.get("mobilenetv1-tinyimagenet").build()
+
+
+def test_a_module_that_benchmarks_lack_is_named_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "benchmarks.restoration", raising=False)
+    monkeypatch.setitem(sys.modules, "itertools", None)
+    with pytest.raises(ModuleNotFoundError, match="itertools"):
+        recipes.get("edsr-x4").build()
+
+
+# --- the networks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_fixes_the_weights_and_nothing_else(name: str) -> None:
+    state = torch.get_rng_state()
+    first, again, other = (recipes.get(name).build(seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs = [*zip(first.parameters(), again.parameters(), strict=True)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)
+    )
+    assert first.training and all(p.device.type == "cpu" for p in first.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "outputs"),
+    [
+        ("resnet50-imagenet", (3, 32, 32), [(1000,)]),
+        ("regnetx-4gf-imagenet", (3, 32, 32), [(1000,)]),
+        ("mobilenetv3-small-imagenet", (3, 32, 32), [(1000,)]),
+        ("mobilenetv1-tinyimagenet", (3, 64, 64), [(200,)]),
+        ("mobilenetv2-tinyimagenet", (3, 64, 64), [(200,)]),
+        ("srresnet-x4", (3, 6, 5), [(3, 24, 20)]),
+        ("edsr-x4", (3, 6, 5), [(3, 24, 20)]),
+        ("dimp-resnet50", (3, 64, 64), [(512, 8, 8), (1024, 4, 4)]),
+        ("dncnn-denoising", (1, 7, 9), [(1, 7, 9)]),
+        ("unet-denoising", (1, 32, 16), [(1, 32, 16)]),
+    ],
+)
+def test_the_networks_train(name: str, size: tuple[int, ...], outputs: list[object]) -> None:
+    recipe = recipes.get(name)
+    model = recipe.build()
+    out = model(torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+    leaves = tree_leaves(out)
+    assert [tuple(leaf.shape[1:]) for leaf in leaves] == outputs
+    sum(leaf.square().mean() for leaf in leaves).backward()
+    for parameter, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), parameter
+        if not recipe.source.startswith("timm"):  # whose residual branches start at 0
+            assert p.grad.any(), parameter
+
+
+def test_restoration_networks_start_from_their_input() -> None:
+    x = torch.rand(1, 3, 4, 4) * 255
+    model = recipes.get("edsr-x4").build()
+    nn.init.zeros_(model.tail.weight)
+    nn.init.zeros_(model.tail.bias)
+    torch.testing.assert_close(model(x), model.mean.expand(1, 3, 16, 16))
+    grey = torch.rand(1, 1, 8, 8)
+    model = recipes.get("dncnn-denoising").build()
+    nn.init.zeros_(model.layers[-1].weight)
+    nn.init.zeros_(model.layers[-1].bias)
+    assert torch.equal(model(grey), grey)
+
+
+# --- the published costs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if recipes.get(n).published.baseline])
+def test_baselines_cost_what_is_published(name: str) -> None:
+    recipe = recipes.get(name)
+    baseline = recipe.published.baseline
+    assert baseline is not None
+    flops = count(recipe, AUTHORS, transposed_at="output").total() / 1e9
+    assert printed(flops, baseline.flops) == printed(baseline.flops, baseline.flops)
+    params = sum(p.numel() for p in model_of(name).parameters())
+    assert graph_of(name).cost().params == params
+    if baseline.params is not None:
+        assert printed(params / 1e6, baseline.params) == printed(baseline.params, baseline.params)
+
+    ours = graph_of(name).cost().flops_paper / 1e9
+    if name in OTHERWISE_COUNTED:
+        expected = OTHERWISE_COUNTED[name]
+        assert f"{ours:.{len(expected.partition('.')[2])}f}" == expected
+    else:
+        assert ours == flops
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_counters_differ_by_what_the_documentation_says(name: str) -> None:
+    recipe = recipes.get(name)
+    reference = count(recipe, OURS, transposed_at="input")
+    cost = graph_of(name).cost()
+    assert cost.flops_paper == reference.total()
+    assert cost.macs == reference["conv"] + reference["linear"] + reference["transposed"]
+
+
+def test_edsr_by_hand() -> None:
+    position = 128 * 128
+    body = 17 * 128 * 128 * 9 * position
+    upsampling = 128 * 512 * 9 * (1 + 4) * position
+    ends = 3 * 128 * 9 * (1 + 16) * position
+    cost = graph_of("edsr-x4").cost()
+    assert cost.macs == body + upsampling + ends
+    assert cost.flops_paper == cost.macs + 8 * 128 * position  # one ReLU a block
+
+
+# --- the budgets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("criterion", ["random", "uniform"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_budget_can_be_met(name: str, criterion: str) -> None:
+    recipe, graph, wide = recipes.get(name), graph_of(name), widened(name)
+    saliency = lwdna.score(ScoringContext(model_of(name), wide), criterion)
+    before = graph.cost()
+    limits = recipe.budget.limits(before)
+    selection = lwdna.select(wide, saliency, limits, floors=recipe.floors)
+    assert 0.995 <= selection.used[recipe.counter] <= 1, selection.note
+    published = recipe.published
+    ratio = selection.cost[recipe.counter] / before[recipe.counter]
+    assert ratio <= (published.flops_ratio or 0.9)
+    if published.lwdna and name not in OTHERWISE_COUNTED:
+        assert selection.cost.flops_paper <= published.lwdna.flops * 1e9
+    floors = recipe.floors.widths(wide)
+    assert (wide.widths_of(selection.copies) >= floors).all()
+
+
+def test_resnet_floors_are_those_of_the_published_command() -> None:
+    graph, wide = graph_of("resnet50-imagenet"), widened("resnet50-imagenet")
+    least = recipes.get("resnet50-imagenet").floors.widths(wide)
+    for group in graph.groups:
+        if group.prunable:
+            part = 0.9 if group.feeds_classifier else 0.8  # of the baseline, at twice its width
+            assert least[group.index] == int(round(part * group.width * 100) / 100)
+
+
+def test_the_tracker_keeps_the_widths_it_reads() -> None:
+    frozen = {g.name: g.width for g in graph_of("dimp-resnet50").groups if not g.prunable}
+    assert {512, 1024} <= set(frozen.values())
+
+
+def shrunk(recipe: Recipe, size: tuple[int, ...], **changes: object) -> torch.fx.GraphModule:
+    """The recipe's network in its LW-DNA form, scored on noise of the given size."""
+    model = recipe.build()
+    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(2, dtype=torch.long)
+    if recipe.loss == "l1":
+        with torch.no_grad():
+            targets = torch.zeros_like(model_of(recipe.name).eval()(x))
+    settings = {**recipe.settings(), **changes}
+    return lwdna.shrink(model, data=(x, targets), progress=False, **settings)
+
+
+def check_shrunk(recipe: Recipe, net: torch.fx.GraphModule, size: tuple[int, ...]) -> None:
+    dna = net.meta["lwdna"]
+    assert 0.995 <= dna.used[recipe.counter] <= 1, dna.note
+    assert dna.after.params == sum(p.numel() for p in net.parameters())
+    assert dna.before == graph_of(recipe.name).cost()
+    sum(leaf.square().mean() for leaf in tree_leaves(net(torch.randn(2, *size)))).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_recipe_shrinks_its_network() -> None:
+    recipe = recipes.get("dncnn-denoising")
+    net = shrunk(recipe, (1, 16, 16))
+    assert net.meta["lwdna"].criterion == "latent-grad"
+    check_shrunk(recipe, net, (1, 16, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["magnitude", "latent-grad"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_shrinks_its_network(name: str, criterion: str) -> None:
+    recipe = recipes.get(name)
+    size = (recipe.input_shape[0], 64, 64)
+    changes: dict[str, object] = {"criterion": criterion}
+    if recipe.loss is None:  # the tracker's own loss: any scalar of both outputs will do
+        changes["loss_fn"] = lambda outputs, _targets: sum(out.square().mean() for out in outputs)
+    check_shrunk(recipe, shrunk(recipe, size, **changes), size)
+
+
+def test_the_code_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[1] / "docs" / "recipes.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    block = block.replace("recipes.names()", "recipes.names()[-2:]")
+    exec(compile(block, str(page), "exec"), {})
+    assert "{'flops_paper': 0.8999, 'params': 0.9028}" in capsys.readouterr().out
