@@ -86,11 +86,11 @@ def threshold(blocks: Blocks) -> tuple[Ids, float]:
 def saliency_per_cost(blocks: Blocks, start: Ids) -> Ids:
     """A configuration of great total saliency, at least that of ``start``.
 
-    Searches from ``start`` and from the least widths, because prices depend on where one stands;
-    ``start`` itself is returned if nothing better is found.
+    Searches with the prices at ``start`` and at the greatest widths, because a first-order search
+    ends where it began to climb; ``start`` itself is returned if nothing better is found.
     """
     best = start
-    for begin in (start, np.zeros_like(start)):
+    for begin in (start, blocks.height):
         levels = _exchange(blocks, *_reprice(blocks, begin))
         best = max(best, levels, key=blocks.saliency)
     return best
