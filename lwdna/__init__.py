@@ -62,6 +62,7 @@ __all__ = [
     "criterion",
     "explain",
     "get_criterion",
+    "recipes",
     "resize",
     "score",
     "select",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lwdna.budget import Budget, Floors
+from lwdna.budget import Budget
+from lwdna.constraints import Floors
 from lwdna.recipes import protocols
 from lwdna.recipes.protocols import DHP, HH
 from lwdna.recipes.types import Complexity, Protocol, Published, Quality, Recipe

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lwdna.budget import Budget, Floors
+from lwdna.budget import Budget
+from lwdna.constraints import Floors
 
 Task = Literal["classification", "super-resolution", "denoising", "tracking"]
 Loss = Literal["cross_entropy", "l1"]
