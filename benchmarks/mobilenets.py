@@ -83,7 +83,7 @@ def mobilenetv2(classes: int = 200) -> MobileNet:
 
 
 def mobilenetv3_small(classes: int = 1000) -> MobileNet:
-    """MobileNetV3-small, width 1, hidden layer of 1280. Source: Howard et al., ICCV 2019, v1."""
+    """MobileNetV3-small, width 1. Source: Howard et al., ICCV 2019, hidden layer as in DHP."""
     layers: list[nn.Module] = [_unit(3, 16, 3, stride=2, activation=HardSwish)]
     inputs = 16
     for kernel, hidden, outputs, squeeze, swish, stride in _V3_SMALL:
