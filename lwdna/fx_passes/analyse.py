@@ -30,6 +30,9 @@ from lwdna.graph import TensorChannels, WeightRole
 from lwdna.graph_builder import build_graph
 
 Outputs = str
+#: The activations that the paper's counter sees: objects of these classes (METHOD §4 names the
+#: first; the authors' released counter has all five).
+_COUNTED = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
 _OPAQUE_FUNCTIONS = {torch.nn.functional.multi_head_attention_forward}
 
 
@@ -273,7 +276,7 @@ def analyse(gm, example_inputs, *, policy="auto", outputs="fixed"):
 
 
 def _watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]:
-    """Every ReLU object's last output, for the paper's counter."""
+    """The last output of every object of a counted activation, for the paper's counter."""
     last: dict[int, TensorChannels] = {}
 
     def hook(module: nn.Module) -> Callable[..., None]:
@@ -283,7 +286,7 @@ def _watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels
         return note
 
     for module in root.modules():
-        if isinstance(module, nn.ReLU):
+        if isinstance(module, _COUNTED):
             module.register_forward_hook(hook(module))
     return last
 

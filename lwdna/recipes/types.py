@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lwdna.budget import Budget
-from lwdna.constraints import Floors
+from lwdna.constraints import Constraints, Floors
 
 Task = Literal["classification", "super-resolution", "denoising", "tracking"]
 Loss = Literal["cross_entropy", "l1"]
@@ -198,7 +198,7 @@ class Recipe:
             "budget": self.budget,
             "widen": self.widen,
             "criterion": self.criterion,
-            "floors": self.floors,
+            "constraints": Constraints(self.floors),
             "loss_fn": self.loss_fn(),
             "example_inputs": self.example_inputs(),
         }
