@@ -211,9 +211,12 @@ class _Sum(torch.autograd.Function):
     """y = Σ_r x_r on every rank. With L = Σ_r L_r(y): ∂L/∂x_r = Σ_s ∂L_s/∂y, again a sum."""
 
     @staticmethod
-    def forward(ctx: Any, ranks: Ranks, tensor: Tensor) -> Tensor:
-        ctx.ranks = ranks
+    def forward(ranks: Ranks, tensor: Tensor) -> Tensor:
         return ranks._all_reduced(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Ranks, Tensor], output: Tensor) -> None:
+        ctx.ranks, _ = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:

@@ -66,8 +66,7 @@ class Session:
         self._store.set(f"here/{self.rank}", "")
         try:
             self._until(lambda: self._all("here"), give_up=self._withdraw)
-            # The library's own timeout is for a rank that died in new_group, after having arrived.
-            group = dist.new_group(timeout=timeout + timedelta(seconds=60))
+            group = _connected(timeout)
         except _NotAllHereError as error:
             raise ScoringError(str(error)) from None
         except BaseException as error:
@@ -75,7 +74,6 @@ class Session:
             self.fail(error)
             raise
         shared.add(passed, 1)
-        assert isinstance(group, dist.ProcessGroup), "the group has all ranks"
         self._group = group
         backends = dist.get_backend_config(self._group).split(",")
         self._types = [entry.split(":")[0] for entry in backends]
@@ -249,6 +247,17 @@ class Session:
 
 class _NotAllHereError(Exception):
     """Some rank did not come to the entry in time; the ranks that did may try again."""
+
+
+def _connected(timeout: timedelta) -> dist.ProcessGroup:
+    """New group of all ranks; they have arrived, so this waits only for one that died since."""
+    try:
+        # Longer than our own timeout, which ends with a better message.
+        group = dist.new_group(timeout=timeout + timedelta(seconds=60))
+    except RuntimeError as error:
+        raise ScoringError(f"the ranks could not be connected: {error}") from error
+    assert isinstance(group, dist.ProcessGroup), "the group has all ranks"
+    return group
 
 
 def _outlive(group: dist.ProcessGroup, work: dist.Work) -> None:

@@ -37,7 +37,7 @@ THREE = (
     *("swallowed", "sync batch norm", "single value", "no samples", "unguarded"),
     *("derivatives again", "die"),
 )
-TWO = ("derivatives", "normalised", "forward", "derivatives again", "store dies")
+TWO = ("derivatives", "normalised", "forward", "slow", "derivatives again", "store dies")
 
 
 def launch(size: int, init_method: str, folder: Path, scenarios: tuple[str, ...]) -> Outcomes:
@@ -172,6 +172,10 @@ def test_a_failure_of_one_rank_ends_all(outcomes: Outcomes, name: str) -> None:
     for rank, (kind, text, seconds) in enumerate(outcomes[name]):
         assert (kind, text) == ((error, message) if rank == 1 else ("ScoringError", told))
         assert seconds < 8
+
+
+def test_an_earlier_failure_does_not_end_a_later_guard(two: Outcomes) -> None:
+    assert returned(two, "slow") == [2.0, 2.0]
 
 
 def test_after_the_guard_a_rank_fails_alone(three: Outcomes) -> None:

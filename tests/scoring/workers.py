@@ -244,6 +244,14 @@ def failing(when: str) -> Callable[[Ranks], None]:
     return lambda ranks: training_step(ranks, when)
 
 
+def slow(ranks: Ranks) -> float:
+    """Rank 1 lets the others wait long enough to look for failures, old ones included."""
+    with ranks.guard():
+        if ranks.rank == 1:
+            time.sleep(0.6)
+        return float(ranks.sum(torch.ones(1)))
+
+
 def disagree(ranks: Ranks, **what: Any) -> None:
     with ranks.guard():
         ranks.agree(what)
@@ -323,6 +331,7 @@ SCENARIOS: dict[str, Callable[[Ranks], Any]] = {
     "missing": lambda ranks: disagree(ranks, **({"seed": 0} if ranks.rank else {})),
     "different": different_collectives,
     "silent": silent,
+    "slow": slow,
     "late": late,
     "swallowed": swallowed,
     "sync batch norm": sync_batch_norm,
@@ -339,11 +348,13 @@ def work(rank: int, size: int, init_method: str, folder: Path, scenarios: tuple[
     """One process: the scenarios in turn, each outcome in a file of ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method, TIMEOUT, size, rank)
+    kept = []  # as a debugger or sys.last_exc would: the connections of a failed guard stay open
     for name in scenarios:
         start = time.monotonic()
         try:
             outcome: tuple[str, Any] = ("returned", SCENARIOS[name](Ranks.current()))
         except BaseException as error:
             outcome = (type(error).__name__, str(error))
+            kept.append(error)
         seconds = time.monotonic() - start
         (folder / f"{name}.{rank}").write_bytes(pickle.dumps((*outcome, seconds)))
