@@ -65,32 +65,12 @@ def totals(
     return least, found, maximum(graph, saliency, limits, constraints)
 
 
-def test_by_hand() -> None:
-    # a + 100·b: units of g1 cost 1, of g2 100, whose one unit of 3 is the most salient.
+def test_where_nothing_is_better_the_threshold_selects() -> None:
     graph = toy(4, 4)
-    g0, g1, g2, g3 = (group.units for group in graph.groups)
-    terms = [replace(graph.terms[0], vectors=(g0, g1)), replace(graph.terms[0], vectors=(g2, g3))]
-    graph = replace(graph, terms=(terms[0], replace(terms[1], coefficient=100)))
-    saliency = np.array([0, 2.5, 2.5, 2, 2, 9, 3, 3, 3, 0])
-    # (1, 1) costs 101; the threshold takes 3 for 100 first, and then what fits: (4, 2) is 204.
-    by_threshold = select(graph, saliency, {"macs": 203}, constraints=Constraints(NO_FLOORS))
-    assert kept(graph, by_threshold) == [1, 3, 2, 1]
-    selection = select(
-        graph, saliency, {"macs": 203}, constraints=Constraints(NO_FLOORS), allocation=PER_COST
-    )
-    assert kept(graph, selection) == [1, 3, 2, 1]
-    assert selection.threshold == by_threshold.threshold  # nothing better: the same selection
-    saliency[1:5] = [9, 1, 1, 1]
-    selections = {
-        name: select(
-            graph, saliency, {"macs": 200}, constraints=Constraints(NO_FLOORS), allocation=name
-        )
-        for name in ("threshold", PER_COST)
-    }
-    assert {name: kept(graph, s) for name, s in selections.items()} == {
-        "threshold": [1, 4, 1, 1],
-        PER_COST: [1, 4, 1, 1],
-    }
+    saliency = np.array([0, 4, 3, 2, 1, 4, 3, 2, 1.0, 0])
+    limits, constraints = {"macs": 8}, Constraints(NO_FLOORS)  # a + a·b + b: (2, 2) is 8
+    selection = select(graph, saliency, limits, constraints=constraints, allocation=PER_COST)
+    assert kept(graph, selection) == [1, 2, 2, 1] and selection.threshold == 3
 
 
 def test_a_dear_block_of_great_saliency_gives_way_to_many_cheap_ones() -> None:
