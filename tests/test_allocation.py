@@ -118,6 +118,27 @@ def test_close_to_the_maximum(metrics: tuple[str, ...]) -> None:
     assert np.mean(gaps) < np.mean(gaps_of_threshold) / 3
 
 
+def test_a_limit_with_slack_has_no_price() -> None:
+    share = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        graph = toy(*rng.integers(20, 60, 8))
+        terms = (replace(t, coefficient=int(rng.integers(1, 100))) for t in graph.terms)
+        graph = replace(graph, terms=tuple(terms))
+        saliency = rng.random(graph.units)
+        cost = graph.cost()
+        by = [
+            select(graph, saliency, limits, allocation=PER_COST).copies
+            for limits in (
+                {"macs": cost.macs // 3},
+                {"macs": cost.macs // 3, "params": int(cost.params * 0.8)},
+            )
+        ]
+        one, two = (total(graph, saliency, copies) for copies in by)
+        share.append(two / one)
+    assert min(share) > 0.999
+
+
 def test_negative_saliencies_and_free_blocks() -> None:
     graph = toy(6, 6)
     saliency = np.random.default_rng(0).normal(size=graph.units)
@@ -138,6 +159,16 @@ def test_the_same_twice() -> None:
     limits = {"macs": graph.cost().macs // 2, "params": graph.cost().params // 2}
     first, second = (select(graph, saliency, limits, allocation=PER_COST) for _ in range(2))
     np.testing.assert_array_equal(first.copies, second.copies)
+
+
+def test_tied_groups_in_one_concatenation_are_priced_together() -> None:
+    graph = toy(5, 5)
+    first, g1, g2, _ = (group.units for group in graph.groups)
+    joined = replace(graph.terms[0], vectors=(np.concatenate([g1, g2, g1]), g2, first))
+    graph = replace(graph, terms=(joined,))  # (2a + b)·b = 3w² where a = b = w
+    pricing = Pricing(graph.cost_model, ("macs",), graph.widths, (np.array([1, 2]),))
+    assert pricing.cost(np.array([4])).tolist() == [48]
+    assert pricing.prices(np.array([4]), np.array([1])).tolist() == [[27]]
 
 
 # --- prices -------------------------------------------------------------------------------------
