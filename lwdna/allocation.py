@@ -7,14 +7,16 @@ import numpy as np
 from lwdna.blocks import Blocks, Floats
 from lwdna.channels import Ids
 
-#: Rounds of pricing per starting point, at most, and without progress.
+#: Rounds of pricing per starting point, at most; rounds without progress that end them, and the
+#: share of the best saliency that counts as progress (each round halves what is left to gain).
 ROUNDS = 24
-PATIENCE = 3
+PATIENCE = 2
+PROGRESS = 1e-4
 #: How fast a limit with slack loses its price: its weight is multiplied by its use to this power.
 SLACK_POWER = 4
 #: Exchanges of two blocks per starting point, at most, and pairs of blocks looked at for them.
 EXCHANGES = 200
-EXCHANGE_PAIRS = 10**7
+EXCHANGE_PAIRS = 2 * 10**6
 
 
 def fill(blocks: Blocks, levels: Ids, order: Ids) -> tuple[Ids, int]:
@@ -33,16 +35,16 @@ def fill(blocks: Blocks, levels: Ids, order: Ids) -> tuple[Ids, int]:
         (the configuration, how many blocks of the order were kept before the first that did not
         fit).
     """
-    of = blocks.of[order]
-    position = _position(of, len(levels))
-    queue = of[position >= levels[of]]
-    levels, prefix = levels.copy(), None
-    while len(queue):
+    fits, prefix = blocks.next_fits(levels), None
+    queue = blocks.of[order]
+    if fits.any():  # most exchanges leave no room, and positions take a sort
+        queue = queue[_position(queue, len(levels)) >= levels[queue]]
+    while fits.any():
         run = _longest(blocks, levels, queue)
         prefix = run if prefix is None else prefix
-        levels += np.bincount(queue[:run], minlength=len(levels))
-        queue = queue[run:]
-        queue = queue[blocks.next_fits(levels)[queue]] if len(queue) else queue
+        levels = levels + np.bincount(queue[:run], minlength=len(levels))
+        fits = blocks.next_fits(levels)
+        queue = queue[run:][fits[queue[run:]]]
     return levels, prefix or 0
 
 
@@ -120,9 +122,9 @@ def _reprice(blocks: Blocks, levels: Ids) -> tuple[Ids, Ids]:
             queue[: _longest(blocks, 0 * levels, queue, len(queue))], minlength=len(levels)
         )
         saliency = blocks.saliency(levels)
-        idle += 1
+        idle = 0 if saliency - best_saliency > PROGRESS * abs(saliency) else idle + 1
         if saliency > best_saliency:
-            best, best_order, best_saliency, idle = levels, order, saliency, 0
+            best, best_order, best_saliency = levels, order, saliency
         if idle == PATIENCE:
             break
         used = blocks.pricing.cost(blocks.widths(levels)) / blocks.limits

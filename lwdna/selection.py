@@ -136,13 +136,12 @@ def _note(
     cost: Cost,
     limits: Mapping[str, int],
 ) -> str:
-    """Why the selection leaves part of its budget."""
+    """Why the selection leaves part of its budget.
+
+    Some group could still grow: at the greatest widths, a budget that is not refused is used up.
+    """
     figures = ", ".join(f"{cost[m] / limit:.1%} of {m}" for m, limit in limits.items())
     open_classes = np.flatnonzero(levels < blocks.height)
-    if not len(open_classes):
-        if (rules.most < graph.widths).any():
-            return f"{figures} used: every group is as wide as the constraints allow"
-        return f"{figures} used: every channel is kept; widen the network to use more"
     left = {metric: limit - cost[metric] for metric, limit in limits.items()}
     steps = blocks.step(levels, 1)
     prices = blocks.pricing.prices(blocks.widths(levels), steps)

@@ -65,32 +65,12 @@ def totals(
     return least, found, maximum(graph, saliency, limits, constraints)
 
 
-def test_by_hand() -> None:
-    # a + 100·b: units of g1 cost 1, of g2 100, whose one unit of 3 is the most salient.
+def test_where_nothing_is_better_the_threshold_selects() -> None:
     graph = toy(4, 4)
-    g0, g1, g2, g3 = (group.units for group in graph.groups)
-    terms = [replace(graph.terms[0], vectors=(g0, g1)), replace(graph.terms[0], vectors=(g2, g3))]
-    graph = replace(graph, terms=(terms[0], replace(terms[1], coefficient=100)))
-    saliency = np.array([0, 2.5, 2.5, 2, 2, 9, 3, 3, 3, 0])
-    # (1, 1) costs 101; the threshold takes 3 for 100 first, and then what fits: (4, 2) is 204.
-    by_threshold = select(graph, saliency, {"macs": 203}, constraints=Constraints(NO_FLOORS))
-    assert kept(graph, by_threshold) == [1, 3, 2, 1]
-    selection = select(
-        graph, saliency, {"macs": 203}, constraints=Constraints(NO_FLOORS), allocation=PER_COST
-    )
-    assert kept(graph, selection) == [1, 3, 2, 1]
-    assert selection.threshold == by_threshold.threshold  # nothing better: the same selection
-    saliency[1:5] = [9, 1, 1, 1]
-    selections = {
-        name: select(
-            graph, saliency, {"macs": 200}, constraints=Constraints(NO_FLOORS), allocation=name
-        )
-        for name in ("threshold", PER_COST)
-    }
-    assert {name: kept(graph, s) for name, s in selections.items()} == {
-        "threshold": [1, 4, 1, 1],
-        PER_COST: [1, 4, 1, 1],
-    }
+    saliency = np.array([0, 4, 3, 2, 1, 4, 3, 2, 1.0, 0])
+    limits, constraints = {"macs": 8}, Constraints(NO_FLOORS)  # a + a·b + b: (2, 2) is 8
+    selection = select(graph, saliency, limits, constraints=constraints, allocation=PER_COST)
+    assert kept(graph, selection) == [1, 2, 2, 1] and selection.threshold == 3
 
 
 def test_a_dear_block_of_great_saliency_gives_way_to_many_cheap_ones() -> None:
@@ -138,6 +118,27 @@ def test_close_to_the_maximum(metrics: tuple[str, ...]) -> None:
     assert np.mean(gaps) < np.mean(gaps_of_threshold) / 3
 
 
+def test_a_limit_with_slack_has_no_price() -> None:
+    share = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        graph = toy(*rng.integers(20, 60, 8))
+        terms = (replace(t, coefficient=int(rng.integers(1, 100))) for t in graph.terms)
+        graph = replace(graph, terms=tuple(terms))
+        saliency = rng.random(graph.units)
+        cost = graph.cost()
+        by = [
+            select(graph, saliency, limits, allocation=PER_COST).copies
+            for limits in (
+                {"macs": cost.macs // 3},
+                {"macs": cost.macs // 3, "params": int(cost.params * 0.8)},
+            )
+        ]
+        one, two = (total(graph, saliency, copies) for copies in by)
+        share.append(two / one)
+    assert min(share) > 0.999
+
+
 def test_negative_saliencies_and_free_blocks() -> None:
     graph = toy(6, 6)
     saliency = np.random.default_rng(0).normal(size=graph.units)
@@ -158,6 +159,16 @@ def test_the_same_twice() -> None:
     limits = {"macs": graph.cost().macs // 2, "params": graph.cost().params // 2}
     first, second = (select(graph, saliency, limits, allocation=PER_COST) for _ in range(2))
     np.testing.assert_array_equal(first.copies, second.copies)
+
+
+def test_tied_groups_in_one_concatenation_are_priced_together() -> None:
+    graph = toy(5, 5)
+    first, g1, g2, _ = (group.units for group in graph.groups)
+    joined = replace(graph.terms[0], vectors=(np.concatenate([g1, g2, g1]), g2, first))
+    graph = replace(graph, terms=(joined,))  # (2a + b)·b = 3w² where a = b = w
+    pricing = Pricing(graph.cost_model, ("macs",), graph.widths, (np.array([1, 2]),))
+    assert pricing.cost(np.array([4])).tolist() == [48]
+    assert pricing.prices(np.array([4]), np.array([1])).tolist() == [[27]]
 
 
 # --- prices -------------------------------------------------------------------------------------

@@ -254,7 +254,7 @@ def nan_batch() -> tuple[Tensor, Tensor]:
 BAD = {
     "zero budget": (Net, {"budget": 0.0}, ValueError, "positive"),
     "negative budget": (Net, {"budget": -0.5}, ValueError, "positive"),
-    "budget that is none": (Net, {"budget": "half"}, ValueError, "not a limit"),
+    "unreadable budget": (Net, {"budget": "half"}, ValueError, "not a limit"),
     "budget above what widening reaches": (
         Net,
         {"budget": 9.0},

@@ -21,7 +21,13 @@ FORBIDDEN = {
     "lwdna.channels": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.cost"),
     "lwdna.cost": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),
     "lwdna.graph": ("lwdna.fx_passes", "lwdna.scoring"),
+    "lwdna.constraints": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),
+    "lwdna.width_rules": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.budget"),
     "lwdna.budget": ("lwdna.fx_passes", "lwdna.scoring"),
+    "lwdna.pricing": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.budget"),
+    "lwdna.blocks": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.budget"),
+    "lwdna.allocation": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.budget"),
+    "lwdna.selection": ("lwdna.fx_passes", "lwdna.scoring"),
     "lwdna.fx_passes": ("lwdna.scoring", "lwdna.api", "lwdna.budget", "lwdna.explain", "lwdna.dna"),
     "lwdna.fx_passes.rules": (
         "lwdna.fx_passes.capture",

@@ -119,6 +119,31 @@ def test_note_where_everything_is_kept() -> None:
     )
 
 
+def test_note_names_the_cheapest_block() -> None:
+    graph = toy(9, 2)  # (1, 2): 5; g1's next costs 3, g2 is whole; at (1, 1): 2 and 2
+    saliency = np.array([0, *[1.0] * 9, 5, 4, 0])
+    note = select(graph, saliency, {"macs": 7}, constraints=Constraints(NO_FLOORS)).note
+    assert note is not None and "2 macs are left" in note and "of 'g1') costs 3" in note
+    graph = toy(2, 9)
+    saliency = np.array([0, 5, 4, *[1.0] * 9, 0])
+    note = select(graph, saliency, {"macs": 7}, constraints=Constraints(NO_FLOORS)).note
+    assert note is not None and "of 'g2') costs 3" in note
+    graph = toy(3, 9)  # floors of (2, 3): 11; the next blocks cost 4 of g1, 3 of g2
+    floors = Floors(overrides={"g1": 2, "g2": 3})
+    note = select(graph, np.zeros(14), {"macs": 13}, constraints=Constraints(floors)).note
+    assert note is not None and "of 'g2') costs 3" in note
+
+
+def test_a_cap_that_leaves_the_budget_out_of_reach_is_named() -> None:
+    graph = toy(4, 4).restrict(np.array([1, *[2] * 8, 1]))
+    capped = Constraints(NO_FLOORS, max_growth=0.5)
+    message = "30 macs wanted, 3 to 8 attainable. Widen it more, raise max_growth"
+    with pytest.raises(BudgetError, match=message):
+        select(graph, np.zeros(18), {"macs": 30}, constraints=capped)
+    selection = select(graph, np.zeros(18), {"macs": 8, "params": 30}, constraints=capped)
+    assert kept(graph, selection) == [1, 2, 2, 1] and selection.note is None
+
+
 def test_note_names_the_divisor() -> None:
     graph = toy(16, 16)
     selection = select(graph, np.arange(34.0), {"macs": 200}, constraints=Constraints(NO_FLOORS, 8))
