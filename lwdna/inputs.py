@@ -1,4 +1,4 @@
-"""Example inputs: what a model is traced and counted on when the caller gives none."""
+"""Example inputs: what a model is traced and counted on, in the forms that callers write."""
 
 from __future__ import annotations
 
@@ -29,8 +29,62 @@ def default_inputs(model: nn.Module) -> Tensor:
     return torch.empty((2, channels, *size[1:]), dtype=dtype, device="meta")
 
 
-def as_arguments(model: nn.Module, inputs: Any) -> tuple[Any, ...]:
-    """Stub until merge."""
-    if isinstance(inputs, Mapping):
-        return inspect.signature(model.forward).bind(**inputs).args
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+def as_arguments(model: nn.Module | inspect.Signature, inputs: Any) -> tuple[Any, ...]:
+    """Positional arguments of ``forward`` from example inputs.
+
+    Args:
+        model: the module, or the signature of its ``forward`` (without ``self``).
+        inputs: a tuple or list of positional arguments; a mapping from argument names to values,
+            in which arguments with a default may be left out; anything else (a tensor) is the
+            only argument. A list or mapping that is itself an argument goes into a tuple:
+            ``([a, b],)``.
+
+    Returns:
+        The positional arguments. Defaults are filled in up to the last argument that is given.
+
+    Raises:
+        TypeError: a name that ``forward`` does not have, a missing argument, or one that can be
+            given by keyword only.
+
+    >>> as_arguments(inspect.signature(lambda x, mask=None, scale=1.0: x), {"x": 3, "scale": 2.0})
+    (3, None, 2.0)
+    """
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs)
+    if not isinstance(inputs, Mapping):
+        return (inputs,)
+    own = model if isinstance(model, inspect.Signature) else inspect.signature(model.forward)
+    positional = {
+        name: p
+        for name, p in own.parameters.items()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
+    _check_names(list(inputs), own, list(positional))
+    given = max((k for k, name in enumerate(positional) if name in inputs), default=-1)
+    needed = [
+        name
+        for k, (name, p) in enumerate(positional.items())
+        if name in inputs or k < given or p.default is p.empty
+    ]
+    missing = [
+        n for n in needed if n not in inputs and positional[n].default is positional[n].empty
+    ]
+    if missing:
+        raise TypeError(f"the example inputs lack forward's argument {missing[0]!r}: give {needed}")
+    return tuple(inputs[n] if n in inputs else positional[n].default for n in needed)
+
+
+def _check_names(names: list[Any], own: inspect.Signature, positional: list[str]) -> None:
+    known = ", ".join(map(repr, positional))
+    for name in names:
+        if name in positional:
+            continue
+        if name in own.parameters:
+            raise TypeError(
+                f"forward's argument {name!r} cannot be given by position, as a graph's inputs "
+                f"are; of the example inputs, leave it out or make it one of {known}"
+            )
+        raise TypeError(
+            f"forward has no argument {name!r}: its arguments are {known}. A mapping that is "
+            "itself an argument goes into a tuple: (mapping,)"
+        )

@@ -25,9 +25,11 @@ from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.module import meta_twin
+from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.graph import TensorChannels, WeightRole
 from lwdna.graph_builder import build_graph
+from lwdna.inputs import as_arguments
 
 Outputs = str
 #: The activations that the paper's counter sees: objects of these classes (METHOD §4 names the
@@ -171,10 +173,8 @@ class ChannelInterpreter(torch.fx.Interpreter):
             self._open_input(n, result)
         if n.op == "call_module":
             self._module_constraints(n, result)
-        if n.op == "output" or n.target in _OPAQUE_FUNCTIONS:
-            reason = "network output" if n.op == "output" else f"{n.target.__name__} is opaque"  # type: ignore[union-attr]
-            touched = (self.args_of(n), result)
-            self._freeze(touched, reason)
+        if n.target in _OPAQUE_FUNCTIONS:
+            self._freeze((self.args_of(n), result), f"{n._pretty_print_target(n.target)} is opaque")
         self.values[n.name] = tree_map(self._channels, result)
         return result
 
@@ -209,43 +209,52 @@ class ChannelInterpreter(torch.fx.Interpreter):
         return value
 
 
-def single_batch(example_inputs: Any) -> tuple[Any, ...]:
-    """The first sample of every input, on the meta device."""
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+def single_batch(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first sample of every argument of ``forward``, on the meta device."""
 
     def first(value: Any) -> Any:
         if isinstance(value, Tensor):
             return torch.empty_like(value[:1] if value.dim() else value, device="meta")
         return value
 
-    return tuple(tree_map(first, value) for value in inputs)
+    return tuple(tree_map(first, value) for value in arguments)
 
 
 @graph_pass(requires=(captured,))
-def analyse(gm, example_inputs, *, policy="auto", outputs="fixed"):
+def analyse(
+    gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto", outputs: Outputs = "fixed"
+) -> ChannelGraph:
     """Find the channel units, groups, couplings and costs of a captured network.
 
     Args:
         gm: a captured network (see :func:`lwdna.capture`); it is not changed.
-        example_inputs: a tensor or a tuple of ``forward``'s arguments. Only shapes and dtypes
-            matter; costs are for batch size 1 at this resolution.
+        example_inputs: ``forward``'s arguments, see :func:`lwdna.inputs.as_arguments`. Only shapes
+            and dtypes matter; costs are for batch size 1 at this resolution.
         policy: which axis of a choice point may change; see
             :func:`lwdna.channels.choose_axis`.
+        outputs: ``"fixed"``: outputs keep their shapes. ``"free"``: the channels of outputs that
+            are feature maps or token sequences (three dimensions or more) may change, as those of
+            a backbone whose user adapts to them; see :mod:`lwdna.fx_passes.outputs` for which
+            dimension that is. Or a mapping from output-name pattern (``fnmatch``; ``"0"``,
+            ``"layer4"``, ``"output"`` for a lone one) to one of these; what matches nothing is
+            fixed.
 
     Returns:
         The channel graph.
 
     Raises:
+        ValueError: ``policy`` or ``outputs`` is none, or frees what is no feature map.
         AnalysisError: an operator's result contradicts its rule, or the network does not run on
             a batch of one.
 
     Source: DESIGN "Analyse"; torch.utils._python_dispatch.
     """
+    check_outputs(outputs)
     twin = meta_twin(gm).eval()
     mode = ChannelMode(twin)
     interpreter = ChannelInterpreter(twin, mode)
     relus = _watch_relus(twin, mode)
-    inputs = single_batch(example_inputs)
+    inputs = single_batch(as_arguments(gm, example_inputs))
     with torch.inference_mode(), torch.device("meta"), mode:
         try:
             interpreter.run(*inputs)
@@ -256,6 +265,7 @@ def analyse(gm, example_inputs, *, policy="auto", outputs="fixed"):
                 f"node {mode.node!r} fails on a batch of one sample on the meta device, on which "
                 f"channels are analysed: {type(e).__name__}: {e}"
             ) from e
+    freeze_outputs(mode.space, interpreter.values["output"], outputs)
     for out in relus.values():
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
         mode.node = ""
@@ -309,7 +319,7 @@ def _param_terms(mode: ChannelMode, root: nn.Module) -> None:
 
 
 def _with_classifiers(mode: ChannelMode) -> dict[str, WeightRole]:
-    outputs = [f.ids for f in mode.space.freezes if f.reason == "network output"]
+    outputs = [f.ids for f in mode.space.freezes if f.reason == REASON]
     roots = {int(r) for ids in outputs for r in mode.space.find(ids)}
     result = {}
     for name, role in mode.roles.items():

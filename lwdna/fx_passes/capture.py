@@ -26,6 +26,7 @@ from lwdna.fx_passes.module import (
 )
 from lwdna.fx_passes.proxy import IN_PLACE
 from lwdna.fx_passes.tracer import HintedTracer
+from lwdna.inputs import as_arguments
 
 #: A mode difference settles one module type per round; real networks need one or two.
 _MAX_ROUNDS = 64
@@ -41,9 +42,9 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
 
     Args:
         model: any ``nn.Module``; it is not changed, and nothing is shared with the result.
-        example_inputs: a tensor, or a tuple of the positional arguments of ``forward``. Only
-            shapes and dtypes are used; dimension 0 is the batch (a batch of 1 is traced as 2,
-            which batch norms need in training mode).
+        example_inputs: a tensor, a tuple or list of the positional arguments of ``forward``, or a
+            mapping of its arguments by name. Only shapes and dtypes are used; dimension 0 is the
+            batch (a batch of 1 is traced as 2, which batch norms need in training mode).
 
     Returns:
         A ``GraphModule`` with copies of the model's parameters, in the model's mode.
@@ -60,9 +61,9 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
     for name, p in model.named_parameters():
         check_initialised(name, p)
     _refuse_lost_behaviour(model)
-    if isinstance(model, GraphModule) and CAPTURED in model.meta:
+    if isinstance(model, GraphModule) and CAPTURED in getattr(model, "meta", {}):
         return _recapture(model)
-    hints = _example_hints(example_inputs)
+    hints = _example_hints(as_arguments(model, example_inputs))
     twin = meta_twin(model)
     leaf_types: frozenset[type] = frozenset()
     for _ in range(_MAX_ROUNDS):
@@ -101,14 +102,12 @@ def _recapture(model: GraphModule) -> GraphModule:
     return new
 
 
-def _example_hints(example_inputs: Any) -> tuple[Any, ...]:
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-
+def _example_hints(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     def hint(t: Tensor) -> Tensor:
         size = (max(2, t.shape[0]), *t.shape[1:]) if t.dim() else ()
         return torch.empty(size, dtype=t.dtype, device="meta")
 
-    return tuple(tree_map_only(Tensor, hint, value) for value in inputs)
+    return tuple(tree_map_only(Tensor, hint, value) for value in arguments)
 
 
 def _structural_difference(a: Graph, b: Graph) -> tuple[str, str] | None:

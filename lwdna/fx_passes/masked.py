@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.fx_passes.analyse import ChannelInterpreter, ChannelMode
 from lwdna.fx_passes.module import detached_copy
+from lwdna.fx_passes.outputs import freed, freeze_outputs
 from lwdna.fx_passes.rules import OpCall
 from lwdna.graph import ChannelGraph, Copies
 
@@ -75,7 +76,7 @@ class MaskedMode(ChannelMode):
 
     def _on_kept_entries(self, op: OpCall) -> Any:
         """Removed entries cut out, the operator applied, and the results put back in place."""
-        args, kwargs = tree_map_only(Tensor, self._cut, (op.args, dict(op.kwargs)))
+        args, kwargs = tree_map_only(Tensor, self.cut, (op.args, dict(op.kwargs)))
         args = list(args)
         if op.func.overloadpacket in _LAYER_NORMS:
             args[1] = list(args[0].shape[-len(args[1]) :])
@@ -88,7 +89,8 @@ class MaskedMode(ChannelMode):
         spread = [self._spread(old, new) for old, new in pairs]
         return spread[0] if isinstance(result, Tensor) else type(result)(spread)
 
-    def _cut(self, tensor: Tensor) -> Tensor:
+    def cut(self, tensor: Tensor) -> Tensor:
+        """The entries of a tensor that are kept."""
         for dim in range(tensor.dim()):
             dead = self._dead(tensor, dim)
             if dead is not None:
@@ -119,6 +121,8 @@ def run_masked(
 ) -> Any:
     """Output of ``gm`` with the units of 0 copies disregarded (evaluation mode).
 
+    Of outputs that are free, the entries that are kept.
+
     Args:
         gm: the captured network; not changed.
         graph: its channel graph.
@@ -128,12 +132,16 @@ def run_masked(
     network: GraphModule = detached_copy(gm).eval()
     first = ChannelMode(network)
     with torch.inference_mode(), first:
-        ChannelInterpreter(network, first).run(*inputs)
+        interpreter = ChannelInterpreter(network, first)
+        interpreter.run(*inputs)
+    freeze_outputs(first.space, interpreter.values["output"], freed(graph))
     first.space.resolve(graph.policy)
     alive = _alive(first, graph, copies)
     masked = MaskedMode(network, alive)
-    with torch.inference_mode(), masked:
-        return ChannelInterpreter(network, masked).run(*inputs)
+    with torch.inference_mode():
+        with masked:
+            result = ChannelInterpreter(network, masked).run(*inputs)
+        return tree_map_only(Tensor, masked.cut, result)
 
 
 def _alive(mode: ChannelMode, graph: ChannelGraph, copies: Copies) -> NDArray[np.bool_]:

@@ -23,15 +23,12 @@ from lwdna.fx_passes.analyse import analyse, single_batch
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.masked import run_masked
 from lwdna.fx_passes.module import detached_copy, meta_twin
+from lwdna.fx_passes.outputs import Outputs, freed
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.state import require, stir, untouched
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph, Copies
-
-
-def as_tuple(inputs: Any) -> tuple[Any, ...]:
-    """Positional arguments of ``forward``."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+from lwdna.inputs import as_arguments
 
 
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -53,8 +50,9 @@ def identity(model: nn.Module, gm: GraphModule, inputs: Any) -> str:
     )
     for key, value in theirs.items():
         require(torch.equal(ours[key], value), f"identity: {key} differs")
-    a = _outputs(detached_copy(model).eval(), as_tuple(inputs))
-    b = _outputs(detached_copy(gm).eval(), as_tuple(inputs))
+    arguments = as_arguments(model, inputs)
+    a = _outputs(detached_copy(model).eval(), arguments)
+    b = _outputs(detached_copy(gm).eval(), arguments)
     require(len(a) == len(b), f"identity: {len(a)} outputs became {len(b)}")
     for k, (x, y) in enumerate(zip(a, b, strict=True)):
         require(torch.equal(x, y), f"identity: output {k} differs by {_difference(x, y)}")
@@ -104,9 +102,8 @@ def masked_equivalence(
         inputs: real inputs of ``forward``.
         tolerance: relative tolerance.
     """
-    double = tree_map_only(
-        Tensor, lambda t: t.double() if t.is_floating_point() else t, as_tuple(inputs)
-    )
+    arguments = as_arguments(gm, inputs)
+    double = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, arguments)
     small = _outputs(detached_copy(shrunk).double().eval(), double)
     masked = [
         t
@@ -133,7 +130,7 @@ def restriction(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> st
         resized: ``resize(..., copies, ...)``.
     """
     predicted = graph.restrict(copies)
-    found = analyse(resized, graph.inputs, policy=graph.policy)
+    found = analyse(resized, graph.inputs, policy=graph.policy, outputs=freed(graph))
     require(
         predicted.tensors.keys() == found.tensors.keys(), "restriction: other tensors have channels"
     )
@@ -175,7 +172,7 @@ def measured_cost(network: nn.Module, inputs: Any) -> tuple[int, int]:
     """
     twin = meta_twin(network).eval()
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
-        twin(*single_batch(inputs))
+        twin(*single_batch(as_arguments(network, inputs)))
     return counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
 
 
@@ -210,7 +207,7 @@ def trains(
     work.eval()
     require(not any(m.training for m in work.modules()), "trains: eval() does not reach a module")
     for n in (1, 3):
-        batch = _batch(as_tuple(inputs), n)
+        batch = _batch(as_arguments(network, inputs), n)
         again = [_outputs(work, batch) for _ in range(2)]
         for x, y in zip(*again, strict=True):
             require(torch.equal(x, y), "trains: evaluation is not deterministic")
@@ -276,15 +273,18 @@ def verify(
     *,
     keep: float = 0.7,
     policy: Policy = "auto",
+    outputs: Outputs = "fixed",
     seed: int = 0,
 ) -> Verification:
     """Check all seven invariants on a model, with a random shrinking and widening of it.
 
     Args:
         model: any ``nn.Module``; it is not changed (which is one of the checks).
-        example_inputs: real inputs of ``forward``, batch first.
+        example_inputs: real inputs of ``forward``, batch first; see
+            :func:`lwdna.inputs.as_arguments`.
         keep: fraction of every prunable group that the random shrinking keeps.
         policy: see :func:`lwdna.channels.choose_axis`.
+        outputs: see :func:`lwdna.analyse`.
         seed: of the choice of units and of the values that stand in for constant parameters.
 
     Returns:
@@ -294,11 +294,12 @@ def verify(
         VerificationError: an invariant does not hold.
     """
     rng = np.random.default_rng(seed)
+    example_inputs = as_arguments(model, example_inputs)
     with untouched(model), torch.random.fork_rng():
         work = detached_copy(model)
         stir(work, seed=seed)
         gm = capture(work, example_inputs)
-        graph = analyse(gm, example_inputs, policy=policy)
+        graph = analyse(gm, example_inputs, policy=policy, outputs=outputs)
         fewer = random_copies(graph, keep, rng)
         small = resize(gm, graph, fewer)
         more = widen_copies(graph, 1.5)
