@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 
 from lwdna import recipes
 from lwdna.dna import versions

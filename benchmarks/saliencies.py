@@ -2,9 +2,9 @@
 
     python -m benchmarks.saliencies --data TINY_IMAGENET/train [--seeds 20] [--output FILE]
 
-For ResNet-50 and RegNetX-4.0GF: |z| after the released code's two SGD steps, |∂L/∂z| and |∂L/∂z|
-normalised per latent vector, beside `random` and `uniform`; every selection meets the recipe's paper
-FLOPs. The data is any image folder (one folder a class); images are resized and cropped to --side.
+For ResNet-50 and RegNetX-4.0GF: |z| after the two SGD steps of the released code, |∂L/∂z|, the same
+normalised per latent vector, `random` and `uniform`. Every selection meets the recipe's paper FLOPs.
+The data is any image folder (one folder a class); images are resized and cropped to --side.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from lwdna.channels import Policy
 from lwdna.checks import check_choice, check_model, checked_constraints, checked_seed
 from lwdna.constraints import Constraints
 from lwdna.dna import Dna
-from lwdna.fx_passes.analyse import Outputs, analyse
+from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.outputs import Outputs
 from lwdna.fx_passes.reinitialise import looks_trained, reinitialise
 from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.widen import Multiplier, widen_copies
@@ -35,6 +36,7 @@ from lwdna.scoring import (
 )
 from lwdna.selection import Allocation, select
 from lwdna.task import Task
+from lwdna.width_rules import resolve
 
 Weights = Literal["hyper", "fresh", "inherit"]
 _STAGES = ("capture", "analyse", "widen", "score", "select", "resize")
@@ -136,6 +138,7 @@ def shrink(
         before = graph.cost()
         limits = budget.limits(before)
         stage("widen")
+        resolve(graph.restrict(widen_copies(graph, widen)), constraints)
         free = graph.freeze(constraints.freeze)
         _make_alike(ranks, captured, {"budget": limits, "seed": seed, "criterion": str(chosen)})
         wide, wide_graph = widen_graph(captured, free, widen, seed=seed)
@@ -214,6 +217,7 @@ def attainable(
     constraints = checked_constraints(constraints)
     inputs = Task.of(None, None, None, None).inputs(model, example_inputs)
     graph = analyse(capture(model, inputs), inputs, policy=policy, outputs=outputs)
+    resolve(graph.restrict(widen_copies(graph, widen)), constraints)
     free = graph.freeze(constraints.freeze)
     return cost_range(free.restrict(widen_copies(free, widen)), constraints)
 

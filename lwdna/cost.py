@@ -34,8 +34,8 @@ class Cost:
         macs: multiply-accumulates of convolutions, linear layers and matrix products; half of
             what ``torch.utils.flop_counter`` reports.
         flops_paper: the paper's count: MACs of convolutions and linear layers without bias, plus
-            2 per element of every affine batch norm's output, plus 1 per element of every ReLU
-            module object (counted once, at its last call).
+            2 per element of every affine batch norm's output, plus 1 per element of every ReLU,
+            ReLU6, PReLU, LeakyReLU and ELU module object (counted once, at its last call).
         params: number of parameter entries; tied parameters count once.
         activations: elements in the outputs of all convolutions, linear layers and matrix
             products. Times the bytes per element, this is the memory that these outputs take;

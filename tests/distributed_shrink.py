@@ -1,4 +1,4 @@
-"""What every process of test_distributed runs under torchrun: python distributed_shrink.py FOLDER"""
+"""What every process of test_distributed runs: torchrun ... distributed_shrink.py FOLDER"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lwdna.channels import ChannelSpace, Slot, Vector, Vectors
+from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
@@ -27,11 +27,10 @@ from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.rules import OpCall, rule_for
-from lwdna.graph import TensorChannels, WeightRole
+from lwdna.graph import ChannelGraph, TensorChannels, WeightRole
 from lwdna.graph_builder import build_graph
 from lwdna.inputs import as_arguments
 
-Outputs = str
 #: The activations that the paper's counter sees: objects of these classes (METHOD §4 names the
 #: first; the authors' released counter has all five).
 _COUNTED = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
