@@ -2,8 +2,8 @@
 
     python -m benchmarks.saliencies --data TINY_IMAGENET/train [--seeds 20] [--output FILE]
 
-For ResNet-50 and RegNetX-4.0GF: |z| after the two SGD steps of the released code, |∂L/∂z|, the same
-normalised per latent vector, `random` and `uniform`. Every selection meets the recipe's paper FLOPs.
+For ResNet-50 and RegNetX-4.0GF: |z| after the released code's two SGD steps, |∂L/∂z|, the same
+normalised per latent vector, `random` and `uniform`. Every selection meets the recipe's budget.
 The data is any image folder (one folder a class); images are resized and cropped to --side.
 """
 

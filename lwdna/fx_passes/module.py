@@ -114,7 +114,7 @@ def check_initialised(name: str, p: nn.Parameter) -> None:
     """
     if isinstance(p, nn.parameter.UninitializedParameter):
         raise UnsupportedModelError(
-            f"parameter {name!r} is lazy and not initialised: run the model on a batch first"
+            f"parameter {name!r} is lazy and not initialised: run the model once on a batch first"
         )
 
 
