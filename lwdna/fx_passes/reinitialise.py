@@ -16,6 +16,9 @@ from lwdna.fx_passes.init_law import Fans, InitLaw, draw, fans_of, laws
 from lwdna.fx_passes.module import copy_with
 from lwdna.graph import ChannelGraph
 
+#: From so many entries on, a vector's law is known without a bound.
+_MANY = 48
+
 
 def _of_one_network(arguments: dict[str, Any]) -> None:
     """``like`` is captured, ``graph`` is its channel graph, and ``gm`` has its parameters."""
@@ -144,12 +147,17 @@ def looks_trained(model: nn.Module) -> bool:
     parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
     fans = fans_of(model)
     found = laws(parameters, fans)
-    return any(
-        law is None
-        or not law.usual
-        or (law.kind != "constant" and p.dim() < 2 and name not in fans)
-        for (name, p), law in ((item, found[item[0]]) for item in parameters.items())
-    )
+    return any(not _told(found[name], p, name in fans) for name, p in parameters.items())
+
+
+def _told(law: InitLaw | None, p: Tensor, has_fans: bool) -> bool:
+    """Whether a parameter is recognisably at its initialisation."""
+    if law is None or not law.usual:
+        return False
+    if law.kind == "constant" or p.dim() > 1:
+        return True
+    # Few entries fit many laws; but a bound is telling, as training knows none.
+    return has_fans and ((law.kind, law.scale) == ("uniform", "fan_in") or p.numel() >= _MANY)
 
 
 def _has_counted(module: nn.Module) -> bool:
