@@ -48,17 +48,19 @@ class Fans:
         fan_in: ``shape[1]`` times the kernel positions; of a bias, its weight's.
         fan_out: ``shape[0]`` times the kernel positions; ``None`` for a bias.
         groups: of the convolution.
+        rows: ``shape[0]``, for orthogonal matrices; ``None`` for a bias.
     """
 
     fan_in: int
     fan_out: int | None = None
     groups: int = 1
+    rows: int | None = None
 
     def of(self, scale: Scale) -> float:
         """The fan that a scale speaks of: 1 for ``"fixed"``, NaN if there is none.
 
         ``"fan_group"`` is the fan-out of one group, ``"fan_avg"`` the mean of both fans,
-        ``"fan_max"`` the larger one.
+        ``"fan_max"`` the longer side of the weight as a matrix.
         """
         out = float("nan") if self.fan_out is None else float(self.fan_out)
         return {
@@ -67,7 +69,7 @@ class Fans:
             "fan_out": out,
             "fan_group": out / self.groups,
             "fan_avg": (self.fan_in + out) / 2,
-            "fan_max": out if out > self.fan_in else self.fan_in + 0 * out,
+            "fan_max": float("nan") if self.rows is None else float(max(self.fan_in, self.rows)),
         }[scale]
 
 
@@ -98,7 +100,7 @@ def fans_of(network: nn.Module) -> dict[str, Fans]:
 
 def _fans(weight: Tensor, groups: int) -> Fans:
     kernel = weight.shape[2:].numel()
-    return Fans(weight.shape[1] * kernel, weight.shape[0] * kernel, groups)
+    return Fans(weight.shape[1] * kernel, weight.shape[0] * kernel, groups, weight.shape[0])
 
 
 def detect(tensor: Tensor, fan_in: int | None = None, fan_out: int | None = None) -> InitLaw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log, sqrt
+from math import erf, log, sqrt
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ _SLACK = 0.003  # relative; laws are written with a few digits
 _TAIL = 1e-7  # chance that the largest of normal entries lies further out than allowed
 _ENTRIES = 2**20
 _STRAY = 2.0
+_SHORT = 1e-4  # chance that no normal entry lies further out, below which the law is cut
 _LOOKED_AT = 16  # rows that are checked for orthogonality
 _ORTHOGONAL = 1e-4  # relative; random rows of n entries are off by 1/sqrt(n)
 
@@ -97,6 +98,8 @@ def _families(size: int, reach: float, kurtosis: float) -> frozenset[Family]:
         spread = _SIGMAS * sqrt(24 / size) + _SLACK
         if reach <= bound and abs(kurtosis - expected) <= spread:
             fits.append(family)
+    if "truncated" in fits and erf(reach / sqrt(2)) ** size < _SHORT:
+        fits = [family for family in fits if family != "normal"]
     return frozenset(fits)
 
 

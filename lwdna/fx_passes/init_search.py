@@ -43,6 +43,7 @@ _USUAL: tuple[tuple[Family, Scale, float], ...] = (
 _FAMILIES: tuple[Family, ...] = ("normal", "uniform", "truncated", "orthogonal")
 _SCALES: tuple[Scale, ...] = ("fixed", "fan_in", "fan_out", "fan_group", "fan_avg", "fan_max")
 _GRID = 0.01  # suggested gains are tried in steps of this, on the logarithmic scale
+_TELLING = 0.3  # a deviation known less exactly than this may be near any digit
 _ROUNDING = 1e-3  # a drawn entry exceeds the bound of its law by no more, relative
 
 
@@ -98,23 +99,28 @@ def _hypotheses(samples: Sequence[Sample], fans: Mapping[Scale, Floats]) -> Iter
     fits = {f: np.array([f in s.families for s in samples]) for f in _FAMILIES}
     slack = {f: np.array([s.tolerance(f) for s in samples]) for f in _FAMILIES}
 
-    def near(family: Family, scale: Scale, gain: float, extra: float = 0.0) -> NDArray[np.bool_]:
+    def explains(
+        family: Family, scale: Scale, gain: float, extra: float, *, bounded: bool
+    ) -> NDArray[np.bool_]:
         expected = np.sqrt(gain / fans[scale])  # comparisons with NaN are false
-        close = np.abs(std / expected - 1) <= slack[family] + extra
-        explains: NDArray[np.bool_] = fits[family] & close
-        return explains
+        result: NDArray[np.bool_] = fits[family] & (
+            np.abs(np.log(std / expected)) <= slack[family] + extra
+        )
+        if bounded:
+            result &= largest <= REACH.get(family, np.inf) * expected * (1 + extra + _ROUNDING)
+        return result
 
     for family, scale, gain in _USUAL:
-        bound = REACH.get(family, np.inf) * np.sqrt(gain / fans[scale]) * (1 + _ROUNDING)
-        yield _Hypothesis(family, scale, gain, True, near(family, scale, gain) & (largest <= bound))
+        told = explains(family, scale, gain, 0.0, bounded=True)
+        yield _Hypothesis(family, scale, gain, True, told)
     for scale in _SCALES:
         for family in _FAMILIES:
             gains = (std**2 * fans[scale])[fits[family] & ~np.isnan(fans[scale])]
             for step in np.unique(np.round(np.log(gains) / _GRID)):
                 gain = float(np.exp(step * _GRID))
-                # Half a step of the gain is a quarter of it in the standard deviation.
-                explains = near(family, scale, gain, extra=_GRID / 2)
-                yield _Hypothesis(family, scale, gain, False, explains)
+                # A tensor's own deviation, fixed, explains it in any case.
+                told = explains(family, scale, gain, _GRID, bounded=scale != "fixed")
+                yield _Hypothesis(family, scale, gain, False, told)
 
 
 def _adopt(
@@ -146,4 +152,4 @@ def _round(std: float, family: Family, own: list[Sample]) -> bool:
     """Whether a standard deviation is one that people write: a single digit."""
     written = std / CUT_STD if family == "truncated" else std
     tolerance = min(s.tolerance(family) for s in own)
-    return abs(written / float(f"{written:.0e}") - 1) <= tolerance
+    return tolerance < _TELLING and abs(written / float(f"{written:.0e}") - 1) <= tolerance
