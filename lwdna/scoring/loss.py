@@ -32,7 +32,7 @@ def batch_loss(
         k: number of the batch.
         tensors: parameter name -> tensor that takes its place.
         note: called with the value of every node of the network's graph, and the samples of the
-            batch it is for.
+            batch it is for; what it returns goes on in the value's place.
 
     Returns:
         A finite scalar with a gradient. Of several processes each gets its share: the sum over
