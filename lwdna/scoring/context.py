@@ -46,7 +46,8 @@ class ScoringContext:
     step_fn: StepFn | None = None
     options: Scoring = field(default_factory=Scoring)
     ranks: Ranks = field(default_factory=Ranks.current)
-    finished: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    #: Not an argument, so that dataclasses.replace gives another context a dict of its own.
+    finished: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
