@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lwdna.errors import ScoringError
+from lwdna.scoring.batches import fresh
 from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.running import Model, Note
 
@@ -96,7 +97,7 @@ def _loss(context: ScoringContext, k: int, outputs: Any, targets: Any) -> Tensor
 def _step(context: ScoringContext, k: int, model: Model) -> Tensor:
     assert context.step_fn is not None
     try:
-        return context.step_fn(model, context.batches[k].whole)
+        return context.step_fn(model, fresh(context.batches[k].whole))
     except _BAD_INPUT as e:
         raise ScoringError(f"step_fn fails on batch {k}: {type(e).__name__}: {e}") from e
 

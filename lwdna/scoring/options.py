@@ -71,9 +71,10 @@ class Scoring:
         micro_batch: number of samples that go through the network at a time, for memory. The
             loss is computed on the whole batch, and the scores are the same up to the order of
             summation. Where the network treats samples one by one, a batch is split in
-            micro-batches; where it mixes them (batch norm in training mode), the network's depth
-            is split instead, in as many stretches. Either way activations are computed a second
-            time in the backward pass (torch.utils.checkpoint).
+            micro-batches, and dropout, if there is any, draws other masks than for the whole;
+            where it mixes them (batch norm in training mode), the network's depth is split
+            instead, in as many stretches, with the same masks. Either way activations are
+            computed a second time in the backward pass (torch.utils.checkpoint).
 
     Raises:
         TypeError, ValueError: a value of the wrong type or outside its range.
