@@ -98,10 +98,10 @@ NETWORKS = [Net, Residual, Concatenated, Depthwise, Grouped, Shuffled, Transpose
 
 
 def analysed(
-    model: nn.Module, size: int = 8, dtype: torch.dtype = torch.float32
+    model: nn.Module, dtype: torch.dtype = torch.float32, example: Any = None
 ) -> tuple[nn.Module, ChannelGraph]:
     """The captured network and its channel graph."""
-    example = torch.zeros(2, 3, size, size, dtype=dtype)
+    example = torch.zeros(2, 3, 8, 8, dtype=dtype) if example is None else example
     gm = capture(model.to(dtype), example)
     return gm, analyse(gm, example)
 
@@ -127,10 +127,11 @@ def context_of(
     samples: int = 4,
     dtype: torch.dtype = torch.float64,
     options: Scoring | None = None,
+    example: Any = None,
     **more: Any,
 ) -> ScoringContext:
     """A context of the captured model, with classified images where no batches are given."""
-    gm, graph = analysed(model, dtype=dtype)
+    gm, graph = analysed(model, dtype, example)
     if isinstance(batches, int):
         g = torch.Generator().manual_seed(7)
         batches = [
