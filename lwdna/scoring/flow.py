@@ -91,8 +91,8 @@ def fisher(context: ScoringContext) -> Saliency:
     Raises:
         ScoringError: no batch, or a loss or gradient that is not finite.
 
-    Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018,
-        equation 8; Liu et al., "Group Fisher Pruning", ICML 2021, equation 6 (coupled channels).
+    Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018;
+        Liu et al., "Group Fisher Pruning", ICML 2021 (coupled channels share one mask).
     """
     context.network.train()
     tensors = own_tensors(context)

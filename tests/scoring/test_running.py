@@ -238,18 +238,13 @@ def test_a_tied_weight_is_replaced_wherever_it_is_used() -> None:
             return self.fc(torch.tanh(self.b(torch.tanh(self.a(self.stem(x))))).mean((2, 3)))
 
     context = context_of(made(Tied), 1)
-    w = context.network.get_parameter("a.weight")
-    g = torch.autograd.grad(batch_loss(context, 0), [w])[0]
-    units = context.graph.tensors["a.weight"][0]
+    parameters = dict(context.network.named_parameters())
+    assert "b.weight" not in parameters
+    grads = torch.autograd.grad(batch_loss(context, 0), list(parameters.values()))
     expected = np.zeros(context.graph.units)
-    np.add.at(expected, units, (g * w).sum((1, 2, 3)).detach().numpy())
-    stem = context.network.get_parameter("stem.weight")
-    g = torch.autograd.grad(batch_loss(context, 0), [stem])[0]
-    np.add.at(
-        expected,
-        context.graph.tensors["stem.weight"][0],
-        (g * stem).sum((1, 2, 3)).detach().numpy(),
-    )
+    for (name, p), g in zip(parameters.items(), grads, strict=True):
+        gp = (g * p).detach().flatten(1).sum(1) if p.dim() > 1 else (g * p).detach()
+        np.add.at(expected, context.graph.tensors[name][0], gp.numpy())
     prunable = context.graph.prunable[context.graph.group_of]
     for micro_batch in (None, 2):
         actual = score(with_options(context, micro_batch=micro_batch), "taylor")

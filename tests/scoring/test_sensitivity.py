@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lwdna.errors import ScoringError
 from lwdna.scoring import SGD, Scoring, ScoringContext, score
-from tests.scoring.networks import NETWORKS, Residual, Transposed, context_of, made
+from tests.scoring.networks import NETWORKS, Net, Residual, Transposed, context_of, made
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -27,12 +27,18 @@ def filters(context: ScoringContext) -> dict[str, tuple[int, Any]]:
     return result
 
 
-def by_unit(context: ScoringContext, values: dict[str, Tensor]) -> np.ndarray:
-    """Sum of the entries of every unit's filters, filter by filter."""
+def by_unit(
+    context: ScoringContext, values: dict[str, Tensor], *, vectors: bool = False
+) -> np.ndarray:
+    """Sum of every unit's filters, filter by filter; or of its biases, gains and shifts, too."""
     result = np.zeros(context.graph.units)
     for name, (dim, units) in filters(context).items():
         for k, unit in enumerate(units):
             result[unit] += values[name].select(dim, k).sum().item()
+    for name, value in values.items():
+        if vectors and value.dim() == 1:
+            for unit, entry in zip(context.graph.tensors[name][0], value, strict=True):
+                result[unit] += entry.item()
     return result
 
 
@@ -50,7 +56,7 @@ def test_taylor_and_snip_filter_by_filter(model: type[nn.Module]) -> None:
     for batch in context.batches:
         g = gradients(network, batch)
         gw = {name: g[name] * p.detach() for name, p in network.named_parameters()}
-        squares.append(by_unit(context, gw) ** 2)
+        squares.append(by_unit(context, gw, vectors=True) ** 2)
         moduli.append(by_unit(context, {name: v.abs() for name, v in gw.items()}))
     np.testing.assert_allclose(score(context, "taylor"), np.mean(squares, 0), rtol=1e-9)
     np.testing.assert_allclose(score(context, "snip"), np.mean(moduli, 0), rtol=1e-9)
@@ -66,9 +72,29 @@ def test_taylor_is_the_squared_first_order_change_of_the_loss() -> None:
             w = {name: p.detach().clone() for name, p in network.named_parameters()}
             for name, (dim, units) in filters(context).items():
                 w[name].movedim(dim, 0)[torch.as_tensor(units == unit)] *= factor
+            for name, value in w.items():
+                if value.dim() == 1:
+                    units = context.graph.tensors[name][0]
+                    value[torch.as_tensor(units == unit)] *= factor
             losses.append(F.cross_entropy(functional_call(network, w, batch.inputs), batch.targets))
         change = (losses[0] - losses[1]).item() / (2 * eps)
         assert saliency[unit] == pytest.approx(change**2, rel=1e-5)
+
+
+def test_taylor_is_no_noise_behind_batch_norms() -> None:
+    """There it is the effect of the norm's output: what a mask behind the norm would get."""
+    context = context_of(made(Net, dropout=0), 1)
+    network, batch = copy.deepcopy(context.network).train(), context.batches[0]
+    for name in ("one", "two", "three"):
+        mask = torch.ones(1, 8, 1, 1, dtype=torch.float64, requires_grad=True)
+        norm = network.get_submodule(f"{name}.1")
+        handle = norm.register_forward_hook(lambda m, args, out, mask=mask: out * mask)
+        loss = F.cross_entropy(network(*batch.inputs), batch.targets)
+        handle.remove()
+        expected = torch.autograd.grad(loss, mask)[0].flatten().square()
+        units = context.graph.tensors[f"{name}.0.weight"][0]
+        # Filters add what the norm's eps leaves of them.
+        np.testing.assert_allclose(score(context, "taylor")[units], expected, rtol=0.01)
 
 
 class Tiny(nn.Module):
