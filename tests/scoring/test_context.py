@@ -137,6 +137,16 @@ def test_untouched_after_an_error_too(context: ScoringContext) -> None:
     assert_same(before, state(context.network))
 
 
+def test_a_parameter_put_in_the_place_of_another_is_an_error(context: ScoringContext) -> None:
+    def replaces(context: ScoringContext) -> np.ndarray:
+        layer = context.network.get_submodule("two.0")
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        return np.ones(context.graph.units)
+
+    with pytest.raises(ScoringError, match=r"changed parameter 'two\.0\.weight'"):
+        score(context, replaces)
+
+
 @pytest.mark.parametrize(
     "change",
     [
