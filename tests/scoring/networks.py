@@ -139,7 +139,7 @@ def context_of(
             for _ in range(batches)
         ]
     taken = (
-        as_batches(list(batches), len(batches), network=gm, step_fn=more.get("step_fn"))
+        as_batches(iter(batches), len(batches), network=gm, step_fn=more.get("step_fn"))
         if batches
         else []
     )
