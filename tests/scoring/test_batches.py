@@ -281,6 +281,17 @@ def test_bad_step_functions(step: Any, message: str) -> None:
         as_batches((X, Y), network=made(Net), step_fn=step)
 
 
+def test_a_step_function_that_catches_errors() -> None:
+    def step(model: Any, batch: Any) -> Tensor:
+        try:
+            return F.cross_entropy(model(batch[0]), batch[1])
+        except Exception:
+            return torch.zeros(())
+
+    (batch,) = as_batches((X, Y), network=made(Net), step_fn=step)
+    assert torch.equal(batch.inputs[0], X)
+
+
 def test_step_functions_draw_the_same_random_numbers_afterwards() -> None:
     def step(model: Any, batch: Any) -> Tensor:
         return F.cross_entropy(model(batch[0] + torch.randn_like(batch[0])), batch[1])

@@ -117,6 +117,8 @@ def test_options() -> None:
     again = get(chosen, power=3.0)
     assert str(again) == "graded(power=3.0)" and str(chosen) == "graded(power=2.0)"
     assert get(chosen) == chosen
+    anything = get(lambda context, **options: np.full(context.graph.units, options["a"]), a=2.0)
+    assert (score(context, anything) == 2).all()
     both = get("latent-grad", normalize=False, embedding=2)
     assert str(both) == "latent-grad(normalize=False, embedding=2)"
     assert str(get(both, embedding=4)) == "latent-grad(normalize=False, embedding=4)"
