@@ -242,8 +242,9 @@ def _split_dict(batch: Mapping[str, Any], k: int, network: nn.Module | None) -> 
     return batch[found[0][0]], batch[found[1][0]]
 
 
-class _Called(BaseException):  # noqa: N818  (no error: it carries the arguments out of the step)
-    # Not an Exception, which the step may catch.
+class _Called(BaseException):
+    """Carries the arguments out of the step, which may catch every Exception."""
+
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self.inputs = (args, kwargs)
