@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter, tree_map, tree_map_only
 
 from lwdna.errors import ScoringError
 from lwdna.inputs import as_arguments
@@ -242,7 +242,9 @@ def _split_dict(batch: Mapping[str, Any], k: int, network: nn.Module | None) -> 
     return batch[found[0][0]], batch[found[1][0]]
 
 
-class _Called(Exception):  # noqa: N818  (no error: it carries the arguments out of the step)
+class _Called(BaseException):
+    """Carries the arguments out of the step, which may catch every Exception."""
+
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self.inputs = (args, kwargs)
@@ -256,13 +258,28 @@ class _StandIn(nn.Module):
 
 
 def _called_with(step_fn: StepFn, batch: Any, k: int, network: nn.Module | None) -> tuple[Any, ...]:
+    devices = {t.device.index for t in tree_iter(batch) if isinstance(t, Tensor) and t.is_cuda}
     try:
-        step_fn(_StandIn(), batch)
+        with torch.random.fork_rng(devices=list(devices)):
+            step_fn(_StandIn(), fresh(batch))
     except _Called as call:
         args, kwargs = call.inputs
-        if network is None or not kwargs:
-            return (*args, *kwargs.values())
-        return inspect.signature(network.forward).bind(*args, **kwargs).args
     except Exception as e:
         raise ScoringError(f"step_fn fails on batch {k}: {type(e).__name__}: {e}") from e
-    raise ScoringError(f"step_fn does not call the model on batch {k}: it must compute the loss")
+    else:
+        raise ScoringError(
+            f"step_fn does not call the model on batch {k}: it must compute the loss"
+        )
+    if network is None or not kwargs:
+        return (*args, *kwargs.values())
+    try:
+        call_of = inspect.signature(network.forward).bind(*args, **kwargs)
+    except TypeError as e:
+        raise ScoringError(f"step_fn does not call the model on batch {k} as it can be: {e}") from e
+    call_of.apply_defaults()  # without it, args end before the first argument left out
+    return call_of.args
+
+
+def fresh(batch: Any) -> Any:
+    """The same tensors in new containers: a step function may take entries out of its batch."""
+    return tree_map(lambda leaf: leaf, batch)

@@ -46,7 +46,8 @@ class ScoringContext:
     step_fn: StepFn | None = None
     options: Scoring = field(default_factory=Scoring)
     ranks: Ranks = field(default_factory=Ranks.current)
-    finished: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    #: Not an argument, so that dataclasses.replace gives another context a dict of its own.
+    finished: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +80,11 @@ def preserved(network: nn.Module, seed: int) -> Iterator[None]:
     for p in parameters.values():
         p.grad = None  # a backward pass would add to it in place
     prints = {name: _fingerprint(p) for name, p in parameters.items()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in network.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=cuda):
         # torch.manual_seed would also seed the devices that are not restored.
@@ -97,10 +102,11 @@ def preserved(network: nn.Module, seed: int) -> Iterator[None]:
                 p.requires_grad_(requires_grad)
                 p.grad = grad
             with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+                for module, name, buffer, value in buffers:
+                    setattr(module, name, buffer.copy_(value))
+    after = dict(network.named_parameters())
     for name, p in parameters.items():
-        if _fingerprint(p) != prints[name]:
+        if after.get(name) is not p or _fingerprint(p) != prints[name]:
             raise ScoringError(
                 f"the criterion changed parameter {name!r}: let it work on a copy "
                 "(torch.func.functional_call, copy.deepcopy)"

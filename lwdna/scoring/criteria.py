@@ -108,7 +108,10 @@ def get(name: str | Criterion, **options: Any) -> NamedCriterion:
 def _checked(function: Callable[..., Any], name: str, options: dict[str, Any]) -> dict[str, Any]:
     if not options:
         return options
-    known = list(inspect.signature(function).parameters)[1:]
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return options
+    known = [p.name for p in parameters]
     unknown = [option for option in options if option not in known]
     if unknown:
         raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,8 @@ def fisher(context: ScoringContext) -> Saliency:
     Raises:
         ScoringError: no batch, or a loss or gradient that is not finite.
 
-    Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018,
-        equation 8; Liu et al., "Group Fisher Pruning", ICML 2021, equation 6 (coupled channels).
+    Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018;
+        Liu et al., "Group Fisher Pruning", ICML 2021 (coupled channels share one mask).
     """
     context.network.train()
     tensors = own_tensors(context)
@@ -119,11 +120,11 @@ class _Effects:
         self._context, self._size = context, context.batches[k].size
         self._sums = np.zeros((self._size, context.graph.units))
 
-    def note(self, node: Node, value: Any, rows: slice) -> None:
+    def note(self, node: Node, value: Any, rows: slice) -> Any:
         """Follow the outputs of a node that produces units."""
         dim = self._channel_dim(node)
         if dim is None or not value.requires_grad:
-            return
+            return value
         channels = self._context.graph.values[node.name]
         units, samples = channels.vectors[dim], rows.stop - rows.start
         if value.shape[0] != channels.shape[0] * samples:
@@ -131,14 +132,13 @@ class _Effects:
                 f"criterion 'fisher' needs the samples in the first dimension; {node.name!r} has "
                 f"shape {tuple(value.shape)} for {samples} of them: score with 'taylor'"
             )
-        kept = value.detach().clone()  # an operator in place may follow
 
-        def add(grad: Tensor) -> None:
-            effects = (kept * grad).movedim(dim, -1).reshape(samples, -1, len(units))
+        def add(a: Tensor, grad: Tensor) -> None:
+            effects = (a * grad).movedim(dim, -1).reshape(samples, -1, len(units))
             sums = effects.sum(1, dtype=torch.float64).cpu().numpy()
             np.add.at(self._sums[rows].T, units, sums.T)
 
-        value.register_hook(add)
+        return _Followed.apply(value, add)
 
     def mean_square(self) -> Saliency:
         """Mean over all samples of the squared effect on the sample's own loss, shape (units,)."""
@@ -160,3 +160,22 @@ class _Effects:
         else:
             return None
         return None if value.vectors[dim] is None else dim
+
+
+class _Followed(torch.autograd.Function):
+    """Identity that hands ``a`` and ∂L/∂a to ``add``.
+
+    It saves ``a`` the way operators do, so that torch.utils.checkpoint can drop it meanwhile.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, add: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(a)
+        ctx.add = add
+        return a.clone()  # an operator in place may follow
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (a,) = ctx.saved_tensors
+        ctx.add(a, grad)
+        return grad, None

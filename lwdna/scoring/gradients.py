@@ -136,7 +136,9 @@ def average(scores: Sequence[Saliency], options: Scoring) -> Saliency:
     return result
 
 
-def per_unit(context: ScoringContext, values: Iterable[tuple[str, Tensor]]) -> Saliency:
+def per_unit(
+    context: ScoringContext, values: Iterable[tuple[str, Tensor]], *, vectors: bool = False
+) -> Saliency:
     """Sum of ``values`` over the filters that produce each unit.
 
     Args:
@@ -144,6 +146,8 @@ def per_unit(context: ScoringContext, values: Iterable[tuple[str, Tensor]]) -> S
         values: (parameter name, one value per entry in the parameter's shape). A filter is one
             index of a weight's output dimension (convolution, linear); other parameters are left
             out.
+        vectors: take in the unit's entries of parameters with one dimension, too: biases, and
+            gains and shifts of norms.
 
     Returns:
         Shape (units,), float64.
@@ -151,9 +155,13 @@ def per_unit(context: ScoringContext, values: Iterable[tuple[str, Tensor]]) -> S
     result = np.zeros(context.graph.units)
     for name, value in values:
         role = context.graph.roles.get(name)
-        units = None if role is None else context.graph.tensors[name][role.out_dim]
-        if role is None or units is None:
+        if role is None and not (vectors and value.dim() == 1):
             continue
-        sums = value.detach().movedim(role.out_dim, 0).flatten(1).sum(1, dtype=torch.float64)
+        dim = 0 if role is None else role.out_dim
+        units = context.graph.tensors[name][dim]
+        if units is None:
+            continue
+        entries = value.detach().movedim(dim, 0).reshape(value.shape[dim], -1)
+        sums = entries.sum(1, dtype=torch.float64)
         np.add.at(result, units, sums.cpu().numpy())
     return result

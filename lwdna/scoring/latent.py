@@ -44,7 +44,7 @@ def latent_grad(
     """
     run = _Run(context, embedding)
     result: Saliency = np.abs(over_batches(context, run.batch, "latent-grad"))
-    context.finished["latent", embedding] = run
+    context.finished["latent", embedding] = run.hypernet, run.trained
     return per_group(context.graph, result) if normalize else result
 
 
@@ -72,7 +72,7 @@ def latent_magnitude(
     """
     run = _Run(context, embedding)
     run.train()
-    context.finished["latent", embedding] = run
+    context.finished["latent", embedding] = run.hypernet, run.trained
     result: Saliency = run.hypernet.z.abs().double().cpu().numpy()
     return per_group(context.graph, result) if normalize else result
 
@@ -91,11 +91,10 @@ def generated(context: ScoringContext, *, embedding: int = EMBEDDING) -> dict[st
     Source: METHOD §3 ("the weights are generated once").
     """
     with preserved(context.network, context.seed):
-        run = context.finished.get(("latent", embedding))
-        if run is None:
-            run = _Run(context, embedding)
-            run.train()
-        tensors = run.hypernet.weights() | run.trained
+        if ("latent", embedding) not in context.finished:
+            latent_magnitude(context, embedding=embedding)
+        hypernet, trained = context.finished["latent", embedding]
+        tensors = hypernet.weights() | trained
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lwdna.errors import ScoringError
+from lwdna.scoring.batches import fresh
 from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.running import Model, Note
 
@@ -33,7 +34,7 @@ def batch_loss(
         k: number of the batch.
         tensors: parameter name -> tensor that takes its place.
         note: called with the value of every node of the network's graph, and the samples of the
-            batch it is for.
+            batch it is for; what it returns goes on in the value's place.
 
     Returns:
         A finite scalar with a gradient. Of several processes each gets its share: the sum over
@@ -106,7 +107,7 @@ def _loss(context: ScoringContext, k: int, outputs: Any, targets: Any) -> Tensor
 def _step(context: ScoringContext, k: int, model: Model) -> Tensor:
     assert context.step_fn is not None
     try:
-        return context.step_fn(model, context.batches[k].whole)
+        return context.step_fn(model, fresh(context.batches[k].whole))
     except _BAD_INPUT as e:
         raise ScoringError(f"step_fn fails on batch {k}: {type(e).__name__}: {e}") from e
 

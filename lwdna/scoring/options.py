@@ -66,14 +66,19 @@ class Scoring:
             ``"last"`` batch, or an ``"exponential"`` moving average (with bias correction).
             Latent gradients are averaged before the modulus is taken.
         decay: weight of the past in the exponential average, in [0, 1).
-        bfloat16: run the network and the loss under bfloat16 autocast. Scores differ from those
-            in float32 by bfloat16's rounding (8 bits of significand).
+        bfloat16: run the network and the loss under bfloat16 autocast; a float64 network is not
+            affected. Gradients behind batch norms cancel to a large part, so that rounding (8
+            bits of significand) shows: measured on an untrained resnet18 (two batches of 16
+            images of 64 × 64), scores rank-correlate with those in float32 by 0.87 for
+            ``latent-grad`` without ``normalize`` (0.8 within a group), 0.95 for ``taylor``, 0.97
+            for ``grasp`` and 0.99 for ``snip`` and ``fisher``.
         micro_batch: number of samples that go through the network at a time, for memory. The
             loss is computed on the whole batch, and the scores are the same up to the order of
             summation. Where the network treats samples one by one, a batch is split in
-            micro-batches; where it mixes them (batch norm in training mode), the network's depth
-            is split instead, in as many stretches. Either way activations are computed a second
-            time in the backward pass (torch.utils.checkpoint).
+            micro-batches, and dropout, if there is any, draws other masks than for the whole;
+            where it mixes them (batch norm in training mode), the network's depth is split
+            instead, in as many stretches, with the same masks. Either way activations are
+            computed a second time in the backward pass (torch.utils.checkpoint).
 
     Raises:
         TypeError, ValueError: a value of the wrong type or outside its range.

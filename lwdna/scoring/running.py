@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from lwdna.errors import ScoringError
-from lwdna.scoring.ranks import Ranks
-from lwdna.scoring.synchronise import synchronised_batch_norm
+from lwdna.scoring.probing import bound, is_batched, mixes_samples, samples, uncut
 
-#: ``note(node, value, rows)``: what a node of the graph returned for these samples of the batch.
-Note = Callable[[Node, Any, slice], None]
+#: ``note(node, value, rows)``: what a node of the graph returned for these samples of the batch
+#: -> what the nodes after it are given.
+Note = Callable[[Node, Any, slice], Any]
 
 
 class Model(nn.Module):
@@ -52,17 +52,17 @@ class Model(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the network; arguments as its own ``forward`` takes them."""
-        size = _samples(args, kwargs)
-        if self._micro_batch is None:
+        size = samples((args, kwargs))
+        if self._micro_batch is None or size <= self._micro_batch:
             return self._run(slice(0, size), *args, **kwargs)
-        if self._mixes_samples(args, kwargs):
-            return self._in_stretches(self._stretches, slice(0, size), args, kwargs)
-        return self._in_micro_batches(size, self._micro_batch, args, kwargs)
+        if not mixes_samples(self.network, self._tensors, (args, kwargs)):
+            return self._in_micro_batches(size, self._micro_batch, args, kwargs)
+        return self._in_stretches(ceil(size / self._micro_batch), slice(0, size), args, kwargs)
 
     def _run(self, rows: slice, *args: Any, **kwargs: Any) -> Any:
-        if self._note is not None:
-            return self._in_stretches(1, rows, args, kwargs)
-        with synchronised_batch_norm(self._ranks, self.network):
+        if self._note is None:
+            # Copies: what the network does to its inputs must not meet the next run.
+            args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
             return functional_call(self.network, self._tensors, args, kwargs)
 
     def _in_micro_batches(
@@ -72,7 +72,7 @@ class Model(nn.Module):
         outputs = []
         for start in range(0, size, step):
             rows = slice(start, min(start + step, size))
-            part = [t[rows] if _is_batched(t, size) else t for t in flat]
+            part = [t[rows] if is_batched(t, size) else t for t in flat]
             some_args, some_kwargs = tree_unflatten(part, spec)
             outputs.append(
                 checkpoint(self._run, rows, *some_args, use_reentrant=False, **some_kwargs)
@@ -90,11 +90,11 @@ class Model(nn.Module):
             )
         stretch = _Stretch(self.network, self._note, rows)
         tensors = {f"network.{name}": tensor for name, tensor in self._tensors.items()}
-        values = _bound(self.network, args, kwargs)
+        values = bound(self.network, args, kwargs)
         nodes = [node for node in self.network.graph.nodes if node.op != "placeholder"]
-        size = ceil(len(nodes) / n)
-        for start in range(0, len(nodes), size):
-            part, rest = nodes[start : start + size], nodes[start + size :]
+        ends = self._ends(len(nodes), n, args, kwargs)
+        for start, end in zip([0, *ends], ends, strict=False):
+            part, rest = nodes[start:end], nodes[end:]
             needed = {node for later in rest for node in later.all_input_nodes}
 
             def run(
@@ -112,25 +112,20 @@ class Model(nn.Module):
             values = checkpoint(run, values, use_reentrant=False) if rest else run(values)
         return values[nodes[-1]]
 
-    def _mixes_samples(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a sample's outputs depend on the samples beside it."""
-        batch_norm = nn.modules.batchnorm._BatchNorm
-        if any(isinstance(m, batch_norm) and m.training for m in self.network.modules()):
-            return True
-        size = _samples(args, kwargs)
-        if size == 1:
-            return False
-        flat, spec = tree_flatten((args, kwargs))
-        first = []
-        for beside in (1, 0):  # the first sample next to another one, and next to itself
-            rows = torch.tensor([0, beside])
-            some = [t[rows.to(t.device)] if _is_batched(t, size) else t for t in flat]
-            some_args, some_kwargs = tree_unflatten(some, spec)
-            devices = {t.device.index for t in flat if isinstance(t, Tensor) and t.is_cuda}
-            with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-                out = functional_call(self.network, self._tensors, some_args, some_kwargs)
-            first.append([t[0] for t in tree_iter(out) if isinstance(t, Tensor) and t.dim()])
-        return not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(*first, strict=True))
+    def _ends(self, nodes: int, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+        """Numbers of the nodes after the last one of each of (about) ``n`` stretches."""
+        assert isinstance(self.network, GraphModule)
+        if n == 1:
+            return [nodes]
+        whole = uncut(self.network, self._tensors, (args, kwargs))
+        size = ceil(nodes / n)
+        result = [0]
+        while result[-1] < nodes:
+            end = result[-1] + size
+            while end in whole:
+                end += 1
+            result.append(min(end, nodes))
+        return result[1:]
 
 
 class _Stretch(nn.Module):
@@ -145,44 +140,19 @@ class _Stretch(nn.Module):
     ) -> dict[Node, Any]:
         """The values of ``nodes``, given earlier ones: those that are ``needed``, and the last."""
         interpreter = Interpreter(self.network, garbage_collect_values=False)
-        interpreter.env = dict(values)
+        interpreter.env = {  # inputs may change in place, and are needed again
+            node: tree_map_only(Tensor, torch.clone, value) if node.op == "placeholder" else value
+            for node, value in values.items()
+        }
         for node in nodes:
-            result = interpreter.env[node] = interpreter.run_node(node)
+            result = interpreter.run_node(node)
             if self._note is not None:
-                self._note(node, result, self._rows)
+                result = self._note(node, result, self._rows)
+            interpreter.env[node] = result
         return {
             node: v for node, v in interpreter.env.items() if node in needed or node is nodes[-1]
         }
 
 
-def _bound(gm: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Node, Any]:
-    """The values of the graph's placeholders."""
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    values = dict(zip(placeholders, args, strict=False))
-    for node in placeholders[len(args) :]:
-        if str(node.target) in kwargs:
-            values[node] = kwargs[str(node.target)]
-        elif node.args:
-            values[node] = node.args[0]
-    return values
-
-
-def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    tensors = (t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor) and t.dim())
-    first = next(tensors, None)
-    return 1 if first is None else first.shape[0]
-
-
-def _is_batched(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
-
-
 def _joined(*parts: Any) -> Any:
-    if not isinstance(parts[0], Tensor):
-        return parts[0]
-    if not parts[0].dim():
-        raise ScoringError(
-            "the network returns a scalar, which cannot be put together from micro-batches: score "
-            "without micro_batch"
-        )
-    return torch.cat(parts)
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,27 +26,35 @@ EntryScore = Callable[[int, Tensors], tuple[Iterable[tuple[str, Tensor]], Tensor
 
 @criterion("taylor")
 def taylor(context: ScoringContext) -> Saliency:
-    """(Σ g·w)² over the filters that produce a unit: the squared change of the loss, first order.
+    """(Σ g·w)² over the parameters of a unit: the squared change of the loss, first order.
+
+    These are the filters that produce it, their biases, and the gains and shifts of its norms. A
+    batch norm undoes the scale of the filter before it, so that this filter's own Σ g·w is zero
+    up to rounding; without the gain and the shift nothing would be left but noise.
 
     Args:
         context: network, graph, batches, loss and options. The network runs in training mode;
             gains that are zero everywhere count as one.
 
     Returns:
-        Saliency, shape (units,), float64; 0 for a unit that no layer produces.
+        Saliency, shape (units,), float64.
 
     Raises:
         ScoringError: no batch, or a loss or gradient that is not finite.
 
-    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
-        equation 8, with the set of parameters being the unit's filters.
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019: the
+        joint importance of a set of parameters, here all those of the unit.
     """
 
     def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
         g = gradients(context, k, w)
         return ((name, g[name] * w[name]) for name in g), g
 
-    return _over_batches(context, "taylor", score, np.square)
+    def squares(values: Iterable[tuple[str, Tensor]]) -> Saliency:
+        result: Saliency = np.square(per_unit(context, values, vectors=True))
+        return result
+
+    return _over_batches(context, "taylor", score, squares)
 
 
 @criterion("snip")
@@ -70,7 +79,7 @@ def snip(context: ScoringContext) -> Saliency:
         g = gradients(context, k, w)
         return ((name, (g[name] * w[name]).abs()) for name in g), g
 
-    return _over_batches(context, "snip", score)
+    return _over_batches(context, "snip", score, partial(per_unit, context))
 
 
 @criterion("grasp")
@@ -110,16 +119,16 @@ def grasp(context: ScoringContext) -> Saliency:
             n: grad.detach() for n, grad in g.items()
         }
 
-    return _over_batches(context, "grasp", score)
+    return _over_batches(context, "grasp", score, partial(per_unit, context))
 
 
 def _over_batches(
     context: ScoringContext,
     name: str,
     score: EntryScore,
-    of_unit: Callable[[Saliency], Saliency] = lambda sums: sums,
+    of_units: Callable[[Iterable[tuple[str, Tensor]]], Saliency],
 ) -> Saliency:
-    """``of_unit`` of the sums over each unit's filters, averaged over the batches."""
+    """``of_units`` of the values of each batch, averaged over the batches."""
     sgd = context.options.sgd
     context.network.train()
     tensors = own_tensors(context)
@@ -127,7 +136,7 @@ def _over_batches(
 
     def batch(k: int) -> Saliency:
         values, grads = score(k, tensors)
-        result = of_unit(per_unit(context, values))
+        result = of_units(values)
         if optimizer is not None:
             for tensor_name, tensor in tensors.items():
                 tensor.grad = grads[tensor_name]

@@ -56,7 +56,8 @@ def fpgm(context: ScoringContext) -> Saliency:
     Returns:
         Saliency, shape (units,), float64; 0 for a unit that no layer produces.
 
-    Source: He et al., "Filter Pruning via Geometric Median", CVPR 2019, equation 6.
+    Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural
+        Networks Acceleration", CVPR 2019.
     """
 
     def distances(w_OF: Tensor) -> Tensor:

@@ -11,17 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwdna.errors import ScoringError
-from lwdna.scoring import LossFn, ScoringContext, batch_loss
+from lwdna.scoring import Batch, LossFn, Scoring, ScoringContext, batch_loss
 from tests.scoring.networks import Net, analysed
 
 X, Y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+
+
+def batch(x: Tensor, y: Any) -> Batch:
+    return Batch((x,), y, (x, y), len(x))
 
 
 def make_context(
     model: nn.Module | None = None, x: Tensor = X, y: Any = Y, loss_fn: LossFn | None = None
 ) -> ScoringContext:
     gm, graph = analysed(model or Net())
-    return ScoringContext(gm.eval(), graph, [(x, y)], loss_fn)
+    return ScoringContext(gm.eval(), graph, [batch(x, y)], loss_fn)
 
 
 class Dense(nn.Module):
@@ -79,11 +83,14 @@ def test_tensors_take_the_place_of_parameters_and_buffers_stay() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batches": [(X[:, :1], Y)]}, r"refuses batch 0 of shape \(4, 1, 8, 8\).*\(N, 3, 8, 8\)"),
-        ({"batches": [(X.long(), Y)]}, r"dtype torch.int64"),
-        ({"batches": [(X, Y[:3])]}, r"loss refuses batch 0.*\(4, 5\).*\(3,\).*own loss"),
-        ({"batches": [(X, Y + 99)]}, "loss refuses batch 0.*out of bounds"),
-        ({"batches": [(X, "cat")]}, "targets of shape a str"),
+        (
+            {"batches": [batch(X[:, :1], Y)]},
+            r"refuses batch 0 of shape \(4, 1, 8, 8\).*\(N, 3, 8, 8\)",
+        ),
+        ({"batches": [batch(X.long(), Y)]}, r"dtype torch.int64"),
+        ({"batches": [batch(X, Y[:3])]}, r"loss refuses batch 0.*\(4, 5\).*\(3,\).*own loss"),
+        ({"batches": [batch(X, Y + 99)]}, "loss refuses batch 0.*out of bounds"),
+        ({"batches": [batch(X, "cat")]}, "targets of shape a str"),
         ({"loss_fn": lambda out, y: out.square()}, r"loss of batch 0 is \(4, 5\), not a scalar"),
         ({"loss_fn": lambda out, y: 3.0}, "is a float, not a scalar"),
         ({"loss_fn": lambda out, y: out.sum() / 0}, "loss of batch 0 is -?inf"),
@@ -99,3 +106,58 @@ def test_refusals(change: dict[str, Any], message: str) -> None:
 def test_no_default_loss_for_tuples() -> None:
     with pytest.raises(ScoringError, match=r"returns a tuple.*pass loss_fn"):
         batch_loss(make_context(Dense(lambda x: (x, x))), 0)
+
+
+def test_a_loss_over_tuple_outputs() -> None:
+    context = make_context(
+        Dense(lambda x: (x, x.mean((2, 3)))),
+        loss_fn=lambda out, y: out[0].square().mean() + F.cross_entropy(out[1], y),
+    )
+    dense = context.network.get_submodule("conv")(X)
+    expected = dense.square().mean() + F.cross_entropy(dense.mean((2, 3)), Y)
+    assert torch.equal(batch_loss(context, 0), expected)
+
+
+def test_a_step_function_sees_the_batch_as_it_came() -> None:
+    seen: list[Any] = []
+
+    def step(model: Any, whole: Any) -> Tensor:
+        seen.append(whole)
+        return model(whole[0]).square().mean()
+
+    context = replace(make_context(), step_fn=step)
+    assert torch.equal(batch_loss(context, 0), context.network(X).square().mean())
+    assert seen[0][0] is X and seen[0][1] is Y
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda model, b: model(b[0]), r"loss of batch 0 is \(4, 5\), not a scalar"),
+        (lambda model, b: model(b[0]).mean() / 0, "loss of batch 0 is -?inf"),
+        (lambda model, b: model(b[0]).mean().item(), "is a float, not a scalar"),
+        (lambda model, b: b[0].mean(), "depends on no parameter"),
+        (lambda model, b: F.cross_entropy(model(b[0]), b[1][:2]), "step_fn fails on batch 0: Val"),
+        (lambda model, b: model(b[0][:, :2]).sum(), r"network refuses batch 0 .*\(4, 2, 8, 8\)"),
+    ],
+)
+def test_what_a_step_function_does_wrong(step: Any, message: str) -> None:
+    with pytest.raises(ScoringError, match=f"(?s){message}"):
+        batch_loss(replace(make_context(), step_fn=step), 0)
+
+
+def test_bfloat16_losses_are_float32() -> None:
+    for loss_fn in (None, lambda out, y: out.square().mean()):
+        context = make_context(loss_fn=loss_fn)
+        full, half = (
+            batch_loss(replace(context, options=Scoring(bfloat16=on)), 0) for on in (False, True)
+        )
+        assert half.dtype is torch.float32 and half != full
+        torch.testing.assert_close(half, full, rtol=0.03, atol=0)
+
+
+def test_an_outer_autocast_has_no_say() -> None:
+    context = make_context()
+    expected = batch_loss(context, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(batch_loss(context, 0), expected)
