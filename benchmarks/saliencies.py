@@ -66,7 +66,7 @@ def saliencies(context: ScoringContext) -> Iterator[tuple[str, Saliency]]:
     grads = score(context, get("latent-grad", normalize=False, embedding=EMBEDDING))
     yield "|∂L/∂z|", grads
     yield "|∂L/∂z|, normalised", per_group(context.graph, grads)
-    trained = replace(context, options=Scoring(sgd=SGD()), finished={})
+    trained = replace(context, options=Scoring(sgd=SGD()))
     yield "|z| after two steps", score(trained, get("latent-magnitude", embedding=EMBEDDING))
     yield "random", score(context, "random")
     yield "uniform", score(context, "uniform")

@@ -102,7 +102,7 @@ class Task:
     def batches(self, network: nn.Module) -> list[Batch]:
         """The batches on the network's device and in its dtype."""
         assert self.raw is not None
-        return as_batches(list(self.raw), len(self.raw), network=network, step_fn=self.step_fn)
+        return as_batches(iter(self.raw), len(self.raw), network=network, step_fn=self.step_fn)
 
     def context(
         self,

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lwdna.errors import ScoringError
 from lwdna.scoring.probing import bound, is_batched, mixes_samples, samples, uncut
+from lwdna.scoring.ranks import Ranks
+from lwdna.scoring.synchronise import synchronised_batch_norm
 
 #: ``note(node, value, rows)``: what a node of the graph returned for these samples of the batch
 #: -> what the nodes after it are given.
@@ -53,16 +55,18 @@ class Model(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the network; arguments as its own ``forward`` takes them."""
         size = samples((args, kwargs))
-        if self._micro_batch is None or size <= self._micro_batch:
+        if self._micro_batch is None:
             return self._run(slice(0, size), *args, **kwargs)
-        if not mixes_samples(self.network, self._tensors, (args, kwargs)):
-            return self._in_micro_batches(size, self._micro_batch, args, kwargs)
-        return self._in_stretches(ceil(size / self._micro_batch), slice(0, size), args, kwargs)
+        if mixes_samples(self.network, self._tensors, (args, kwargs)):
+            return self._in_stretches(self._stretches, slice(0, size), args, kwargs)
+        return self._in_micro_batches(size, self._micro_batch, args, kwargs)
 
     def _run(self, rows: slice, *args: Any, **kwargs: Any) -> Any:
-        if self._note is None:
-            # Copies: what the network does to its inputs must not meet the next run.
-            args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
+        if self._note is not None:
+            return self._in_stretches(1, rows, args, kwargs)
+        # Copies: what the network does to its inputs must not meet the next run.
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
+        with synchronised_batch_norm(self._ranks, self.network):
             return functional_call(self.network, self._tensors, args, kwargs)
 
     def _in_micro_batches(
