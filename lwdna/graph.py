@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -38,15 +38,18 @@ class WeightRole:
 
     Attributes:
         out_dim: dimension of the output channels.
-        in_dim: dimension of the input channels (per group).
+        in_dim: dimension of the input channels (per group; of all groups for a transposed
+            convolution).
         kernel: number of kernel positions (1 for linear).
         classifier: True if the outputs are the network's outputs.
+        node: the graph node that first uses the weight.
     """
 
     out_dim: int
     in_dim: int
     kernel: int
     classifier: bool = False
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,12 @@ class ChannelGraph:
             if choice.chosen is not None:
                 made.setdefault(choice.node, choice.chosen)
         return made
+
+    def inputs_per_group(self, role: WeightRole, shape: Sequence[int]) -> int:
+        """C_i of the weight of ``role`` and ``shape``: how many inputs an output channel has."""
+        groups = self.facts.get(role.node, {}).get("groups")
+        transposed = role.in_dim < role.out_dim
+        return shape[role.in_dim] // (len(groups) if transposed and groups is not None else 1)
 
     def keep_all(self) -> Copies:
         """One copy of every unit: the identity configuration."""

@@ -8,6 +8,7 @@ freezes what touches it, and the reason is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -113,7 +114,8 @@ class ChannelMode(TorchDispatchMode):
         out, own = self.vectors(weight)[out_dim], self.tensors[name]
         for first, second in ((out_dim, in_dim), (in_dim, out_dim)):  # or through a transpose
             if np.array_equal(out, own[first]):  # type: ignore[arg-type]
-                self.roles.setdefault(name, WeightRole(first, second, kernel))
+                role = WeightRole(first, second, kernel, node=self.node)
+                self.roles.setdefault(name, role)
                 return
 
     def __torch_dispatch__(
@@ -324,5 +326,5 @@ def _with_classifiers(mode: ChannelMode) -> dict[str, WeightRole]:
     for name, role in mode.roles.items():
         out = mode.tensors[name][role.out_dim]
         final = out is not None and {int(r) for r in mode.space.find(out)} <= roots
-        result[name] = WeightRole(role.out_dim, role.in_dim, role.kernel, final)
+        result[name] = replace(role, classifier=final)
     return result

@@ -15,6 +15,7 @@ from lwdna.scoring.options import SGD
 def draws(
     shape: torch.Size,
     role: WeightRole,
+    inputs: int,
     size: int,
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
@@ -23,24 +24,25 @@ def draws(
 
     Args:
         shape: shape of the weight.
-        role: which of its dimensions are C_o and C_i.
+        role: which of its dimensions are those of outputs and inputs.
+        inputs: C_i, of one group.
         size: number of components E.
         generator: source of the draws; they are made on its device.
         dtype: of the draws.
 
     Yields:
-        w1[..., e] of shape (C_i, C_o) from U(±√3), and w2[..., e] of shape (C_i, C_o) +
-        kernel dimensions from U(±√(3 / (E C_i K))).
+        w1[..., e] of shape (inputs, outputs) of the weight, from U(±√3), and w2[..., e] with
+        kernel dimensions besides, from U(±√(3 / (E C_i K))).
 
     Source: METHOD §1; Chang et al., "Principled Weight Initialization for Hypernetworks",
         ICLR 2020 (Hyperfan-in).
     """
-    c_i, c_o = shape[role.in_dim], shape[role.out_dim]
+    w1_shape = (shape[role.in_dim], shape[role.out_dim])
     rest = [n for d, n in enumerate(shape) if d not in (role.in_dim, role.out_dim)]
-    bound = sqrt(3 / (size * c_i * role.kernel))
+    bound = sqrt(3 / (size * inputs * role.kernel))
     for _ in range(size):
-        w1 = _uniform((c_i, c_o), sqrt(3), generator, dtype)
-        yield w1, _uniform((c_i, c_o, *rest), bound, generator, dtype)
+        w1 = _uniform(w1_shape, sqrt(3), generator, dtype)
+        yield w1, _uniform((*w1_shape, *rest), bound, generator, dtype)
 
 
 def _uniform(

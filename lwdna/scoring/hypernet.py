@@ -149,7 +149,8 @@ class Hypernet:
                 else Latent(d, None, normal(p.shape[d]))
                 for d in (role.out_dim, role.in_dim)
             )
-            pairs = draws(p.shape, role, embedding, generator, dtype)
+            inputs = graph.inputs_per_group(role, p.shape)
+            pairs = draws(p.shape, role, inputs, embedding, generator, dtype)
             made = gain(pairs) if sgd is None else Embedding(pairs, sgd)
             self.layers.append(Layer(name, z_out, z_in, made, p.dtype))
         own = [z.z for layer in self.layers for z in (layer.z_out, layer.z_in) if z.units is None]

@@ -55,11 +55,12 @@ class Model(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs of the network; arguments as its own ``forward`` takes them."""
         size = samples((args, kwargs))
-        if self._micro_batch is None:
+        micro_batch = self._micro_batch
+        if micro_batch is None or (size <= micro_batch and self._stretches == 1):
             return self._run(slice(0, size), *args, **kwargs)
         if mixes_samples(self.network, self._tensors, (args, kwargs)):
             return self._in_stretches(self._stretches, slice(0, size), args, kwargs)
-        return self._in_micro_batches(size, self._micro_batch, args, kwargs)
+        return self._in_micro_batches(size, micro_batch, args, kwargs)
 
     def _run(self, rows: slice, *args: Any, **kwargs: Any) -> Any:
         if self._note is not None:

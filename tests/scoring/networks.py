@@ -79,6 +79,12 @@ class Transposed(Net):
         super().__init__((8, 6, 8))  # not square: the dimensions cannot be mistaken
 
 
+class GroupedTransposed(Transposed):
+    def middle(self, a: int, b: int) -> nn.Module:
+        deconvolution = nn.ConvTranspose2d(a, b, 2, stride=2, groups=2)
+        return nn.Sequential(deconvolution, nn.BatchNorm2d(b), nn.ReLU())
+
+
 class Tokens(nn.Module):
     """Linear layers on tokens, with layer norms: it treats samples one by one."""
 
@@ -94,7 +100,17 @@ class Tokens(nn.Module):
         return self.fc(self.drop(x.mean(1)))
 
 
-NETWORKS = [Net, Residual, Concatenated, Depthwise, Grouped, Shuffled, Transposed, Tokens]
+NETWORKS = [
+    Net,
+    Residual,
+    Concatenated,
+    Depthwise,
+    Grouped,
+    Shuffled,
+    Transposed,
+    Tokens,
+    GroupedTransposed,
+]
 
 
 def analysed(

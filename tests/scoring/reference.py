@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import prod, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,11 @@ class Reference:
         return torch.randn(n, generator=self.g, dtype=torch.float64).requires_grad_()
 
     def uniform(self, *shape: int, bound: float) -> Tensor:
-        values = torch.empty(*shape, dtype=torch.float64)
-        return values.uniform_(-bound, bound, generator=self.g)
+        # The numbers that lwdna draws: 16 bits each, four to a 64-bit draw.
+        n = prod(shape)
+        bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None, generator=self.g)
+        steps = bits.view(torch.int16)[:n].double().reshape(shape)
+        return (steps + 0.5) / 2**15 * bound
 
     def dims(self, name: str) -> tuple[int, int]:
         """Dimensions of the output and of the input channels."""
@@ -63,10 +66,12 @@ class Reference:
         )
         own = [self.normal(p.shape[d]) if units[d] is None else None for d in (out, inp)]
         c_i, c_o, K = p.shape[inp], p.shape[out], p[0, 0].numel()
+        module = self.network.get_submodule(name.rpartition(".")[0])
+        fan = c_i // module.groups if out else c_i  # a transposed weight has all groups' inputs
         w1, w2 = [], []
         for _ in range(E):
             w1.append(self.uniform(c_i, c_o, bound=sqrt(3)))
-            w2.append(self.uniform(c_i, c_o, K, bound=sqrt(3 / (E * c_i * K))))
+            w2.append(self.uniform(c_i, c_o, K, bound=sqrt(3 / (E * fan * K))))
         shapes = (c_i, c_o), (c_i, c_o, E), (c_i, c_o, K)
         biases = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         trained = [torch.stack(w1, -1), torch.stack(w2, -1), *biases]

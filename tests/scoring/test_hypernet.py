@@ -103,9 +103,9 @@ def test_other_settings_of_sgd() -> None:
 )
 @pytest.mark.parametrize("E", [2, 8])
 def test_hyperfan_in(shape: tuple[int, ...], role: WeightRole, E: int) -> None:
-    pairs = list(draws(torch.Size(shape), role, E, torch.Generator().manual_seed(0)))
-    assert len(pairs) == E
     c_i, c_o = shape[role.in_dim], shape[role.out_dim]
+    pairs = list(draws(torch.Size(shape), role, c_i, E, torch.Generator().manual_seed(0)))
+    assert len(pairs) == E
     bound = (3 / (E * c_i * role.kernel)) ** 0.5
     for w1, w2 in pairs:
         assert w1.shape == (c_i, c_o) and w2.shape == (c_i, c_o, *shape[2:])
