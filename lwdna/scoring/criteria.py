@@ -155,7 +155,8 @@ def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Sal
 def _check_finite(graph: ChannelGraph, saliency: Saliency, label: str) -> None:
     bad = np.unique(graph.group_of[~np.isfinite(saliency)])
     if len(bad):
-        names = ", ".join(repr(graph.groups[g].name) for g in bad[:5])
+        first = sorted((graph.groups[g] for g in bad), key=lambda group: not group.prunable)[:5]
+        names = ", ".join(repr(group.name) for group in first)
         raise ScoringError(
             f"criterion {label!r} gives NaN or infinite saliencies in {len(bad)} of the "
             f"{len(graph.groups)} channel groups ({names}{', ...' if len(bad) > 5 else ''}): check "
