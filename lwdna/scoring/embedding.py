@@ -31,18 +31,17 @@ def draws(
         dtype: of the draws.
 
     Yields:
-        w1[..., e] of shape (inputs, outputs) of the weight, from U(±√3), and w2[..., e] with
-        kernel dimensions besides, from U(±√(3 / (E C_i K))).
+        w1[..., e] from U(±√3), of the shape of the weight's first two dimensions (those of inputs
+        and outputs, in the weight's order), and w2[..., e] from U(±√(3 / (E C_i K))), of the
+        weight's shape.
 
     Source: METHOD §1; Chang et al., "Principled Weight Initialization for Hypernetworks",
         ICLR 2020 (Hyperfan-in).
     """
-    w1_shape = (shape[role.in_dim], shape[role.out_dim])
-    rest = [n for d, n in enumerate(shape) if d not in (role.in_dim, role.out_dim)]
     bound = sqrt(3 / (size * inputs * role.kernel))
     for _ in range(size):
-        w1 = _uniform(w1_shape, sqrt(3), generator, dtype)
-        yield w1, _uniform((*w1_shape, *rest), bound, generator, dtype)
+        w1 = _uniform(shape[:2], sqrt(3), generator, dtype)
+        yield w1, _uniform(shape, bound, generator, dtype)
 
 
 def _uniform(
@@ -58,7 +57,7 @@ def _uniform(
 
 
 def gain(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-    """A = Σ_e w2 · w1, shape (C_i, C_o) + kernel; the pairs are used up on the way."""
+    """A = Σ_e w2 · w1, in the weight's shape; the pairs are used up on the way."""
     w1, total = next(pairs)
     total *= along_kernel(w1, total)
     for w1, w2 in pairs:
@@ -66,9 +65,9 @@ def gain(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     return total
 
 
-def along_kernel(w_IO: Tensor, like: Tensor) -> Tensor:
-    """``w_IO`` (C_i, C_o) with kernel dimensions of size 1, to go with ``like``."""
-    return w_IO.reshape(*w_IO.shape, *[1] * (like.dim() - 2))
+def along_kernel(w: Tensor, like: Tensor) -> Tensor:
+    """``w``, of the first two dimensions, with kernel dimensions of size 1 to go with ``like``."""
+    return w.reshape(*w.shape, *[1] * (like.dim() - 2))
 
 
 class Embedding:
@@ -87,20 +86,20 @@ class Embedding:
         self._optimizer = sgd.optimizer([*self.w1, *self.w2, *self.b1, self.b0, self.b2])
 
     def gain(self) -> Tensor:
-        """A = Σ_e w2 · w1, shape (C_i, C_o) + kernel."""
+        """A = Σ_e w2 · w1, in the weight's shape."""
         return gain((w1, w2.clone()) for w1, w2 in zip(self.w1, self.w2, strict=True))
 
-    def weight(self, z_IO: Tensor) -> Tensor:
-        """W, shape (C_i, C_o) + kernel, for ``z_IO`` = z_in z_outᵀ."""
-        w0 = z_IO + self.b0
+    def weight(self, outer: Tensor) -> Tensor:
+        """W, for the outer product of the latent vectors (in the weight's order)."""
+        w0 = outer + self.b0
         w = self.b2.clone()
         for w1, w2, b1 in zip(self.w1, self.w2, self.b1, strict=True):
             w.addcmul_(w2, along_kernel(torch.addcmul(b1, w0, w1), w2))
         return w
 
-    def step(self, g: Tensor, z_IO: Tensor) -> None:
-        """One SGD step, for G = ∂L/∂W of shape (C_i, C_o) + kernel."""
-        w0 = z_IO + self.b0
+    def step(self, g: Tensor, outer: Tensor) -> None:
+        """One SGD step, for G = ∂L/∂W."""
+        w0 = outer + self.b0
         self.b0.grad = torch.zeros_like(w0)
         self.b2.grad = g
         for w1, w2, b1 in zip(self.w1, self.w2, self.b1, strict=True):

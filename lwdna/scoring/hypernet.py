@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from lwdna.channels import Vector
-from lwdna.errors import ScoringError
 from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.criteria import Saliency
-from lwdna.scoring.embedding import Embedding, along_kernel, draws, gain
+from lwdna.scoring.embedding import Embedding, draws, gain
+from lwdna.scoring.gradients import check_gradient
 from lwdna.scoring.options import SGD
 
 #: Embedding size E of the paper's code (the published ResNet50 command uses 2).
@@ -67,7 +67,7 @@ class Layer:
         name: the parameter it takes the place of.
         z_out: latent vector of the output channels.
         z_in: latent vector of the input channels (per group).
-        made: A, shape (C_i, C_o) + kernel; or, to be trained, w1, w2 and the biases behind it.
+        made: A, in the weight's shape; or, to be trained, w1, w2 and the biases behind it.
         dtype: of the parameter.
     """
 
@@ -80,28 +80,37 @@ class Layer:
     def weight(self) -> Tensor:
         """W as a new leaf that requires a gradient, in the parameter's layout and dtype."""
         if isinstance(self.made, Embedding):
-            w = self.made.weight(self._outer())
+            w = self.made.weight(torch.outer(*self._latents()))
         else:
-            w = self.made * along_kernel(self._outer(), self.made)
-        w = w.movedim((0, 1), (self.z_in.dim, self.z_out.dim))
-        return w.to(self.dtype).contiguous().requires_grad_()
+            first, second = self._latents()
+            # As a matrix: entries one after the other go through the kernel positions.
+            w = self.made.flatten(1) * _per_entry(second, self.made)
+            w = w.mul_(first[:, None]).view_as(self.made)
+        return w.to(self.dtype).requires_grad_()
 
     def latent_gradients(self, grad: Tensor) -> list[tuple[Latent, Tensor]]:
         """∂L/∂z of both latent vectors, from G = ∂L/∂W in the weight's layout."""
         a = self.made.gain() if isinstance(self.made, Embedding) else self.made
-        ga_IO = (self._g(grad) * a).reshape(*a.shape[:2], -1).sum(-1)
-        return [(self.z_out, self.z_in.values() @ ga_IO), (self.z_in, ga_IO @ self.z_out.values())]
+        ga = (grad.to(a.dtype) * a).flatten(1)
+        first, second = self._latents()
+        by_dim = (ga @ _per_entry(second, a), (first @ ga).view(len(second), -1).sum(1))
+        return [(latent, by_dim[latent.dim]) for latent in (self.z_out, self.z_in)]
 
     def step(self, grad: Tensor) -> None:
         """Train w1, w2 and the biases on G = ∂L/∂W, at the present latent vectors."""
         if isinstance(self.made, Embedding):
-            self.made.step(self._g(grad), self._outer())
+            self.made.step(grad.to(self.z_out.z.dtype), torch.outer(*self._latents()))
 
-    def _outer(self) -> Tensor:
-        return torch.outer(self.z_in.values(), self.z_out.values())
+    def _latents(self) -> tuple[Tensor, Tensor]:
+        """The latent vectors of the weight's first and second dimension."""
+        first, second = sorted((self.z_out, self.z_in), key=lambda latent: latent.dim)
+        assert (first.dim, second.dim) == (0, 1), "the first two dimensions are the channels'"
+        return first.values(), second.values()
 
-    def _g(self, grad: Tensor) -> Tensor:
-        return grad.to(self.z_out.z.dtype).movedim((self.z_in.dim, self.z_out.dim), (0, 1))
+
+def _per_entry(second: Tensor, weight: Tensor) -> Tensor:
+    """``second``, of the second dimension, for every entry of a row of the weight."""
+    return second.repeat_interleave(weight[0, 0].numel())
 
 
 class Hypernet:
@@ -161,18 +170,15 @@ class Hypernet:
         """Parameter name -> generated weight, a leaf with a gradient; Var W = 1 / (C_i K)."""
         return {layer.name: layer.weight() for layer in self.layers}
 
-    def absorb(self, layer: Layer, grad: Tensor) -> None:
-        """Take in G = ∂L/∂W of one weight: keep its ∂L/∂z, and train its embedding.
+    def absorb(self, layer: Layer, grad: Tensor, k: int) -> None:
+        """Take in G = ∂L/∂W of one weight in batch ``k``: keep its ∂L/∂z, train its embedding.
 
         Raises:
             ScoringError: a gradient is NaN or infinite.
         """
         found = layer.latent_gradients(grad)
-        if not all(dz.isfinite().all() for _, dz in found):
-            raise ScoringError(
-                f"the gradient of {layer.name!r} is NaN or infinite: check the scale of the inputs "
-                "and the loss, or score in float32"
-            )
+        for _, dz in found:
+            check_gradient(layer.name, dz, k)
         self._pending[layer.name] = found
         layer.step(grad)
 

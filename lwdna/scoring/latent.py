@@ -10,7 +10,7 @@ from lwdna.errors import ScoringError
 from lwdna.graph import ChannelGraph
 from lwdna.scoring.context import ScoringContext, preserved
 from lwdna.scoring.criteria import Saliency, criterion
-from lwdna.scoring.gradients import check_gradient, opened_gains, over_batches
+from lwdna.scoring.gradients import opened_gains, over_batches
 from lwdna.scoring.hypernet import EMBEDDING, Hypernet, Layer
 from lwdna.scoring.loss import batch_loss
 
@@ -142,12 +142,11 @@ class _Run:
             def take(weight: Tensor, layer: Layer = layer) -> None:
                 grad, weight.grad = weight.grad, None
                 assert grad is not None
-                check_gradient(layer.name, grad, k)
                 seen.add(layer.name)
                 if train_together:
                     whole[layer.name] = grad
                 else:
-                    hypernet.absorb(layer, grad)
+                    hypernet.absorb(layer, grad, k)
 
             weights[layer.name].register_post_accumulate_grad_hook(take)
         loss = batch_loss(self.context, k, weights | self._gains | self.trained)
@@ -163,7 +162,7 @@ class _Run:
             ranks.sum_([*whole.values(), *others])
             for layer in hypernet.layers:
                 if layer.name in whole:
-                    hypernet.absorb(layer, whole.pop(layer.name))
+                    hypernet.absorb(layer, whole.pop(layer.name), k)
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad()

@@ -70,8 +70,11 @@ class Reference:
         fan = c_i // module.groups if out else c_i  # a transposed weight has all groups' inputs
         w1, w2 = [], []
         for _ in range(E):
-            w1.append(self.uniform(c_i, c_o, bound=sqrt(3)))
-            w2.append(self.uniform(c_i, c_o, K, bound=sqrt(3 / (E * fan * K))))
+            # Drawn in the weight's order, written in that of METHOD §1.
+            drawn = self.uniform(*p.shape[:2], bound=sqrt(3))
+            w1.append(drawn if out else drawn.T)
+            drawn = self.uniform(*p.shape[:2], K, bound=sqrt(3 / (E * fan * K)))
+            w2.append(drawn if out else drawn.transpose(0, 1))
         shapes = (c_i, c_o), (c_i, c_o, E), (c_i, c_o, K)
         biases = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         trained = [torch.stack(w1, -1), torch.stack(w2, -1), *biases]

@@ -108,7 +108,7 @@ def test_hyperfan_in(shape: tuple[int, ...], role: WeightRole, E: int) -> None:
     assert len(pairs) == E
     bound = (3 / (E * c_i * role.kernel)) ** 0.5
     for w1, w2 in pairs:
-        assert w1.shape == (c_i, c_o) and w2.shape == (c_i, c_o, *shape[2:])
+        assert w1.shape == shape[:2] and w2.shape == shape
         assert 0.97 * 3**0.5 < w1.abs().max() <= 3**0.5  # uniform: the bound is approached
         assert 0.97 * bound < w2.abs().max() <= bound * (1 + 1e-6)
         assert w1.var().item() == pytest.approx(1, rel=0.15)
@@ -134,7 +134,7 @@ def test_generated_weight_is_the_product_of_latents_and_gain() -> None:
         w = layer.weight()
         assert isinstance(layer.made, torch.Tensor) and w.is_leaf and w.requires_grad
         o, i = w.shape[0] - 1, w.shape[1] - 1
-        expected = layer.z_out.values()[o] * layer.z_in.values()[i] * layer.made[i, o]
+        expected = layer.z_out.values()[o] * layer.z_in.values()[i] * layer.made[o, i]
         torch.testing.assert_close(w[o, i].detach(), expected)
 
 
