@@ -103,7 +103,7 @@ def test_other_settings_of_sgd() -> None:
 )
 @pytest.mark.parametrize("E", [2, 8])
 def test_hyperfan_in(shape: tuple[int, ...], role: WeightRole, E: int) -> None:
-    c_i, c_o = shape[role.in_dim], shape[role.out_dim]
+    c_i = shape[role.in_dim]
     pairs = list(draws(torch.Size(shape), role, c_i, E, torch.Generator().manual_seed(0)))
     assert len(pairs) == E
     bound = (3 / (E * c_i * role.kernel)) ** 0.5
