@@ -46,8 +46,10 @@ types: $(READY)  ## mypy, strict, on lwdna/
 
 check: lint types test  ## Everything that has to pass before a commit
 
-bench: $(READY)-bench  ## Time the passes against the peer
+bench: $(READY)-bench  ## Time passes, scoring and selection, against a peer or a training step
 	$(BIN)/python -m benchmarks.bm_compile
+	$(BIN)/python -m benchmarks.bm_scoring
+	$(BIN)/python -m benchmarks.bm_selection
 
 clean:  ## Remove caches and build products; the environment stays
 	rm -rf build dist htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache && find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -28,14 +28,20 @@ FORBIDDEN = {
     "lwdna.blocks": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.budget"),
     "lwdna.allocation": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.budget"),
     "lwdna.selection": ("lwdna.fx_passes", "lwdna.scoring"),
-    "lwdna.fx_passes": ("lwdna.scoring", "lwdna.api", "lwdna.budget", "lwdna.explain", "lwdna.dna"),
+    "lwdna.fx_passes": (
+        "lwdna.scoring",
+        "lwdna.api",
+        "lwdna.budget",
+        "lwdna.explanation",
+        "lwdna.dna",
+    ),
     "lwdna.fx_passes.rules": (
         "lwdna.fx_passes.capture",
         "lwdna.fx_passes.analyse",
         "lwdna.fx_passes.resize",
         "lwdna.fx_passes.literals",
     ),
-    "lwdna.scoring": ("lwdna.fx_passes", "lwdna.api", "lwdna.explain", "lwdna.dna"),
+    "lwdna.scoring": ("lwdna.fx_passes", "lwdna.api", "lwdna.explanation", "lwdna.dna"),
 }
 
 
