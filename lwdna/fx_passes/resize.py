@@ -102,7 +102,7 @@ def _initialise(
 ) -> None:
     """Overwrite the copied entries of ``new`` by draws from the law of ``old``."""
     role = graph.roles.get(name)
-    if role is None:
+    if role is None:  # a bias too: no width scales what is added (see reinitialise)
         law, ratio = init_law.detect(old), 1.0
     else:
         law = init_law.detect(
