@@ -42,19 +42,24 @@ def reinitialise(
     """Draw every parameter of a resized network anew, by the law of the baseline's tensor.
 
     The family of the law and its gain are kept: constants (norm gains, zero biases, LayerScale)
-    stay, cut normal laws stay cut, a bias drawn by its layer's fan-in follows it, position tables
-    and embeddings keep their deviation. Batch-norm statistics start anew.
+    stay, cut normal laws stay cut, position tables and embeddings keep their deviation.
+    Batch-norm statistics start anew.
 
-    Of the weights of convolutions and linear layers, ``Var · fan_in`` is the baseline's. For a
-    law of the fan-in that is the law itself at the new width. Laws of the fan-out, and fixed
-    deviations, would change the variance of a layer's output by the change of fan_in / fan_out
-    (of fan_in), because they presume the regular widths' proportions. Measured on the networks of
-    ``benchmarks/bm_initialisation.py``, layer by layer: the literal laws leave the baseline's
-    variance by more than a factor of 2 on MobileNetV2 and V3 with widths chosen by magnitude
-    (0.44 to 2.13), and reach 0.38 to 3.02 at widths between 0.8 and 2 times the regular ones;
-    what is drawn here stays between 0.5 and 2 there. In a U-Net of torch's defaults without
-    norms, whose variances are mostly those of the biases, it falls to 0.44: biases follow
-    their law.
+    A layer's output varies by ``Var(w) · fan_in · E[x²] + Var(b)``. So of the weights of
+    convolutions and linear layers ``Var · fan_in`` is the baseline's, and of biases ``Var``;
+    then every layer inherits its inputs' variance in turn. For weights of a fan-in law that is
+    the law itself at the new width. Laws of the fan-out, fixed deviations of weights, and
+    torch's default ``1 / fan_in`` of biases presume the regular widths: at others they change a
+    layer's variance by the change of fan_in / fan_out, of fan_in, and of 1 / fan_in.
+
+    Measured on the recipes' networks (``benchmarks/bm_initialisation.py``), layer by layer, what
+    is drawn here stays within a factor of 2 of the baseline's variance. The literal laws do not:
+    those of the fan-out give 0.08 to 10 times on RegNet by magnitude; that of biases 7.7 times in
+    MobileNetV3's gates (144 inputs become 25), and 0.45 to 2.4 times in the U-Net, whose
+    variance is that of its biases (without them, below a tenth is left in 15 of 23 layers). The
+    inputs of a concatenation are drawn alike, though their mean squares may differ and their
+    numbers change differently: with one half of each of the U-Net's at 0.2 of its width and the
+    other at 2, the layers stay between 0.58 and 1.7.
 
     Args:
         gm: a captured network of any widths; it is not changed.
@@ -70,8 +75,9 @@ def reinitialise(
         UnsupportedModelError: a parameter of another shape than the baseline's has entries of no
             known law there, so that none can be drawn (a table, a trained weight).
 
-    Source: METHOD §3 ("from scratch"); He et al., "Delving Deep into
-    Rectifiers", ICCV 2015, eq. 10.
+    Source: METHOD §3 ("from scratch"); He et al., "Delving Deep into Rectifiers", ICCV 2015,
+    eq. 10; with biases: Poole et al., "Exponential Expressivity in Deep Neural Networks through
+    Transient Chaos", NeurIPS 2016 (the length map: weights by 1 / fan_in, biases by a constant).
     """
     generator = torch.Generator().manual_seed(seed)
     old = dict(like.named_parameters())
@@ -115,6 +121,7 @@ class _Ratios:
     def __init__(self, gm: GraphModule, like: GraphModule, graph: ChannelGraph) -> None:
         self._fans: tuple[Mapping[str, Fans], ...] = (fans_of(gm), fans_of(like))
         shapes = [{n: p.shape for n, p in network.named_parameters()} for network in (gm, like)]
+        self._vectors = {name for name, shape in shapes[1].items() if len(shape) == 1}
         self._inputs = {
             name: shapes[0][name][role.in_dim] / shapes[1][name][role.in_dim]
             for name, role in graph.roles.items()
@@ -124,11 +131,8 @@ class _Ratios:
         inputs = self._inputs.get(name)
         if inputs is not None:
             return inputs
-        if law.scale == "fixed" or law.kind == "constant":
-            return 1.0
-        inputs = self._inputs.get(f"{name.removesuffix('bias')}weight")
-        if inputs is not None:  # of the sum's inputs, which are a transposed kernel's outputs
-            return inputs
+        if law.scale == "fixed" or name in self._vectors:
+            return 1.0  # a bias is added once, whatever fan its deviation was chosen by
         new, old = (fans[name].of(law.scale) for fans in self._fans)
         return new / old
 

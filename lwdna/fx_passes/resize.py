@@ -102,8 +102,8 @@ def _initialise(
 ) -> None:
     """Overwrite the copied entries of ``new`` by draws from the law of ``old``."""
     role = graph.roles.get(name)
-    if role is None:
-        law, ratio = init_law.detect(old), 1.0
+    if role is None:  # a bias too: its fan-in tells its family, but scales no term of a sum
+        law, ratio = init_law.detect(old, _fan_of_bias(name, graph)), 1.0
     else:
         law = init_law.detect(
             old, old.shape[role.in_dim] * role.kernel, old.shape[role.out_dim] * role.kernel
@@ -117,6 +117,15 @@ def _initialise(
         shape[dim] = len(copy)
         copied = copied | torch.as_tensor(copy > 0, device=new.device).reshape(shape)
     torch.where(copied, drawn, new, out=new)
+
+
+def _fan_of_bias(name: str, graph: ChannelGraph) -> int | None:
+    """Fan-in of a bias's weight, as in :func:`lwdna.fx_passes.init_law.fans_of`."""
+    weight = f"{name.removesuffix('bias')}weight"
+    if not name.endswith("bias") or weight not in graph.roles:
+        return None
+    inputs = graph.tensors[weight][1]
+    return None if inputs is None else len(inputs) * graph.roles[weight].kernel
 
 
 def _update_modules(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
