@@ -6,7 +6,7 @@ Every recipe's network is widened, scored and cut to the recipe's budget, by fiv
 both allocations. `latent-grad` sees two batches of noise, and so does `latent-magnitude` of
 classifiers, with the SGD step of the released code after each; that of the other networks is |z| at
 the draw. So this shows what budgets and floors make of a saliency, not what real images would give.
-Networks, noise and scores have one seed per run. It takes 5 minutes of one CPU, and 7 GB. `table`
+Networks, noise and scores have one seed per run. It takes 4 minutes of one CPU, and 8 GB. `table`
 makes the tables of docs/recipes.md; a test compares them with the results.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from copy import deepcopy
 from dataclasses import FrozenInstanceError, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lwdna
+from benchmarks import recipe_costs
 from lwdna import recipes
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph
@@ -297,6 +300,49 @@ def test_every_budget_can_be_met(name: str, criterion: str) -> None:
         assert selection.cost.flops_paper <= published.lwdna.flops * 1e9
     floors = resolve(wide, lwdna.Constraints(recipe.floors)).least
     assert (wide.widths_of(selection.copies) >= floors).all()
+    recorded = recorded_costs()["results"][name]["selections"]["threshold"][criterion]
+    assert recorded["params_m"][0] == round(selection.cost.params / 1e6, 4)  # of seed 0
+
+
+@cache
+def recorded_costs() -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(recipe_costs.OUTPUT.read_text())
+    return record
+
+
+def test_the_recorded_costs_are_within_the_budgets() -> None:
+    assert list(recorded_costs()["results"]) == list(NAMES)
+    for name, result in recorded_costs()["results"].items():
+        recipe, cost = recipes.get(name), graph_of(name).cost()
+        assert result["published_params_ratio"] == recipe.published.params_ratio
+        assert result["budget"] == round(
+            recipe.budget.limits(cost)["flops_paper"] / cost.flops_paper, 5
+        )
+        for by_criterion in result["selections"].values():
+            assert list(by_criterion) == list(recipe_costs.CRITERIA)
+            for figures in by_criterion.values():
+                rows = zip(*figures.values(), strict=True)
+                assert len(figures["used"]) == recorded_costs()["setting"]["seeds"]
+                for flops_ratio, params_m, params_ratio, used in rows:
+                    assert flops_ratio == pytest.approx(used * result["budget"], abs=2e-5)
+                    assert params_m == pytest.approx(params_ratio * cost.params / 1e6, rel=1e-4)
+                    assert 0.99 <= used <= 1
+
+
+@pytest.mark.parametrize("allocation", recipe_costs.ALLOCATIONS)
+def test_the_page_quotes_the_recorded_costs(allocation: lwdna.selection.Allocation) -> None:
+    assert recipe_costs.table(recorded_costs(), allocation) in PAGE.read_text()
+
+
+def test_the_table_of_costs_by_hand() -> None:
+    figures = {"used": [0.999, 0.9975], "params_ratio": [0.8, 0.82]}
+    constant = {"used": [1.0, 1.0], "params_ratio": [1.25, 1.25]}
+    chosen = dict.fromkeys(recipe_costs.CRITERIA, constant) | {"random": figures}
+    result = {"budget": 0.906, "published_params_ratio": None, "selections": {"threshold": chosen}}
+    header, _, row = recipe_costs.table({"results": {"net": result}}, "threshold").splitlines()
+    assert header.split("|")[1].strip() == "recipe"
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["net", "90.60", "99.75", "–", "125.0", "81.0 ± 1.4", "125.0", "125.0", "125.0"]
 
 
 def test_resnet_floors_are_those_of_the_published_command() -> None:
