@@ -20,6 +20,7 @@ from lwdna.errors import (
 from lwdna.explanation import Explanation, explain
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.outputs import output_channels
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.verify import Verification, verify
@@ -62,6 +63,7 @@ __all__ = [
     "criterion",
     "explain",
     "get_criterion",
+    "output_channels",
     "recipes",
     "resize",
     "score",

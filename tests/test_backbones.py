@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import lwdna
+from lwdna import output_channels
 from lwdna.fx_passes import verify
-from lwdna.fx_passes.outputs import freed, output_channels
+from lwdna.fx_passes.outputs import freed
 from lwdna.graph import ChannelGraph
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -218,3 +221,37 @@ def test_choices_that_cannot_be_made_are_refused() -> None:
         lwdna.analyse(gm, X, outputs={"logits": "free"})
     with pytest.raises(ValueError, match="class scores and embeddings"):
         lwdna.analyse(lwdna.capture(timm.create_model("resnet18"), X), X, outputs="free")
+
+
+# --- the documentation ---
+
+
+def test_the_code_of_the_documentation_runs() -> None:
+    page = Path(__file__).parents[1] / "docs" / "backbones.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    code = "\n".join(blocks).replace("resnet50", "resnet18").replace("224", "64")
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(compile(code, str(page), "exec"), names)
+    dnas = {key: value.meta["lwdna"] for key, value in names.items() if "lwdna" in meta_of(value)}
+    assert list(dnas) == ["fixed", "free", "fixed_maps", "free_maps", "slim", "narrow"]
+    for dna in dnas.values():
+        assert 0.995 * 0.7 <= dna.after.macs / dna.before.macs <= 0.7
+
+    assert channels(names["fixed"]) == [128, 256]
+    assert channels(names["free"]) == names["channels"] != [128, 256]
+    assert channels(names["fixed_maps"]) == {"middle": 128, "last": 512, "logits": 1000}
+    assert channels(names["free_maps"]) == names["new_channels"]
+    assert names["new_channels"] == {**names["new_channels"], "last": 512, "logits": 1000}
+    assert names["new_channels"]["middle"] != 128
+    assert set(channels(names["slim"]).values()) == {256}
+    (level,) = set(channels(names["narrow"]).values())
+    assert level < 256
+    for detector in (names["detector"], names["narrow_detector"]):
+        for name, p in detector.named_parameters():
+            assert p.grad is None or p.grad.isfinite().all(), name
+
+
+def meta_of(value: Any) -> dict[str, Any]:
+    return getattr(value, "meta", {})

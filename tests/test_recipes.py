@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from copy import deepcopy
 from dataclasses import FrozenInstanceError, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +18,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lwdna
+from benchmarks import recipe_costs
 from lwdna import recipes
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph
-from lwdna.recipes import Recipe
+from lwdna.recipes import Complexity, Recipe
 from lwdna.scoring import ScoringContext
 from lwdna.width_rules import resolve
 
 NAMES = recipes.names()
 #: The activations that are counted.
 COUNTED = (nn.ReLU, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.ReLU6)
-#: Recipes whose published FLOPs need the authors' counter: docs/recipes.md, "What is counted".
-#: name -> billions that lwdna counts.
-OTHERWISE_COUNTED = {"unet-denoising": "3.01"}  # transposed convolutions
+#: The recipe whose published FLOPs need the authors' counter: it has transposed convolutions.
+OTHERWISE_COUNTED = "unet-denoising"
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 @cache
@@ -48,15 +51,14 @@ def widened(name: str) -> ChannelGraph:
     return graph.restrict(widen_copies(graph, recipes.get(name).widen))
 
 
-def count(
-    recipe: Recipe, activations: tuple[type[nn.Module], ...], *, transposed_at: str
-) -> Counter[str]:
+@cache
+def count(name: str, *, transposed_at: str) -> Counter[str]:
     """FLOPs by kind of module, from forward hooks: no part of lwdna is involved.
 
     The authors count a transposed convolution's kernel once per *output* position, stride² times
     what it computes; one activation object counts once, at its last call.
     """
-    model = deepcopy(model_of(recipe.name)).to("meta").eval()
+    model = deepcopy(model_of(name)).to("meta").eval()
     flops: Counter[str] = Counter()
     last: dict[int, int] = {}
 
@@ -70,12 +72,12 @@ def count(
             flops["linear"] += m.weight.numel()
         elif isinstance(m, nn.BatchNorm2d):
             flops["norm"] += 2 * out.numel()
-        elif isinstance(m, activations):
+        elif isinstance(m, COUNTED):
             last[id(m)] = out.numel()
 
     for module in model.modules():  # timm's batch norms have their ReLU inside
         module.register_forward_hook(hook)
-    model(torch.empty(1, *recipe.input_shape, device="meta"))
+    model(torch.empty(1, *recipes.get(name).input_shape, device="meta"))
     flops["activation"] = sum(last.values())
     return flops
 
@@ -212,32 +214,61 @@ def test_restoration_networks_start_from_their_input() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if recipes.get(n).published.baseline])
-def test_baselines_cost_what_is_published(name: str) -> None:
-    recipe = recipes.get(name)
-    baseline = recipe.published.baseline
+def test_the_authors_rules_give_what_is_published(name: str) -> None:
+    baseline = recipes.get(name).published.baseline
     assert baseline is not None
-    flops = count(recipe, COUNTED, transposed_at="output").total() / 1e9
+    flops = count(name, transposed_at="output").total() / 1e9
     assert printed(flops, baseline.flops) == printed(baseline.flops, baseline.flops)
     params = sum(p.numel() for p in model_of(name).parameters())
-    assert graph_of(name).cost().params == params
     if baseline.params is not None:
         assert printed(params / 1e6, baseline.params) == printed(baseline.params, baseline.params)
 
-    ours = graph_of(name).cost().flops_paper / 1e9
-    if name in OTHERWISE_COUNTED:
-        expected = OTHERWISE_COUNTED[name]
-        assert f"{ours:.{len(expected.partition('.')[2])}f}" == expected
-    else:
-        assert ours == flops
+
+@pytest.mark.parametrize(
+    ("name", "giga", "mega"),
+    [
+        ("resnet50-imagenet", "4.1177", "25.557"),
+        ("regnetx-4gf-imagenet", "4.0005", "22.118"),
+        ("mobilenetv3-small-imagenet", "0.0612", None),
+        ("mobilenetv1-tinyimagenet", "0.0478", None),
+        ("mobilenetv2-tinyimagenet", "0.0930", None),
+        ("srresnet-x4", "32.81", "1.53"),
+        ("edsr-x4", "90.37", "3.70"),
+    ],
+)
+def test_lwdna_counts_what_the_paper_prints(name: str, giga: str, mega: str | None) -> None:
+    cost = graph_of(name).cost()
+    for figure, text in ((cost.flops_paper / 1e9, giga), (cost.params / 1e6, mega)):
+        if text is not None:
+            assert f"{figure:.{len(text.partition('.')[2])}f}" == text
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_counters_differ_by_what_the_documentation_says(name: str) -> None:
-    recipe = recipes.get(name)
-    reference = count(recipe, COUNTED, transposed_at="input")
+def test_lwdna_counts_what_hooks_count(name: str) -> None:
+    reference = count(name, transposed_at="input")
     cost = graph_of(name).cost()
     assert cost.flops_paper == reference.total()
     assert cost.macs == reference["conv"] + reference["linear"] + reference["transposed"]
+    assert cost.params == sum(p.numel() for p in model_of(name).parameters())
+    alike = reference == count(name, transposed_at="output")
+    assert alike == (name != OTHERWISE_COUNTED)
+
+
+def test_the_table_of_baselines_says_what_is_counted() -> None:
+    rows = re.findall(r"^\| (\S+) \| \d×\d+×\d+ \|(.*)\|$", PAGE.read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == list(NAMES)
+    for name, cells in rows:
+        published, authors, ours, published_params, params = map(str.strip, cells.split("|"))
+        cost = graph_of(name).cost()
+        for text, figure in (
+            (authors, count(name, transposed_at="output").total() / 1e9),
+            (ours, cost.flops_paper / 1e9),
+            (params, cost.params / 1e6),
+        ):
+            assert text == f"{figure:.{len(text.partition('.')[2])}f}", name
+        baseline = recipes.get(name).published.baseline or Complexity(0.0)
+        for text, like in ((published, baseline.flops), (published_params, baseline.params)):
+            assert (float(text) == like) if like else (text == "–"), name
 
 
 def test_edsr_by_hand() -> None:
@@ -265,10 +296,53 @@ def test_every_budget_can_be_met(name: str, criterion: str) -> None:
     published = recipe.published
     ratio = selection.cost[recipe.counter] / before[recipe.counter]
     assert ratio <= (published.flops_ratio or 0.9)
-    if published.lwdna and name not in OTHERWISE_COUNTED:
+    if published.lwdna and name != OTHERWISE_COUNTED:
         assert selection.cost.flops_paper <= published.lwdna.flops * 1e9
     floors = resolve(wide, lwdna.Constraints(recipe.floors)).least
     assert (wide.widths_of(selection.copies) >= floors).all()
+    recorded = recorded_costs()["results"][name]["selections"]["threshold"][criterion]
+    assert recorded["params_m"][0] == round(selection.cost.params / 1e6, 4)  # of seed 0
+
+
+@cache
+def recorded_costs() -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(recipe_costs.OUTPUT.read_text())
+    return record
+
+
+def test_the_recorded_costs_are_within_the_budgets() -> None:
+    assert list(recorded_costs()["results"]) == list(NAMES)
+    for name, result in recorded_costs()["results"].items():
+        recipe, cost = recipes.get(name), graph_of(name).cost()
+        assert result["published_params_ratio"] == recipe.published.params_ratio
+        assert result["budget"] == round(
+            recipe.budget.limits(cost)["flops_paper"] / cost.flops_paper, 5
+        )
+        for by_criterion in result["selections"].values():
+            assert list(by_criterion) == list(recipe_costs.CRITERIA)
+            for figures in by_criterion.values():
+                rows = zip(*figures.values(), strict=True)
+                assert len(figures["used"]) == recorded_costs()["setting"]["seeds"]
+                for flops_ratio, params_m, params_ratio, used in rows:
+                    assert flops_ratio == pytest.approx(used * result["budget"], abs=2e-5)
+                    assert params_m == pytest.approx(params_ratio * cost.params / 1e6, rel=1e-4)
+                    assert 0.99 <= used <= 1
+
+
+@pytest.mark.parametrize("allocation", recipe_costs.ALLOCATIONS)
+def test_the_page_quotes_the_recorded_costs(allocation: lwdna.selection.Allocation) -> None:
+    assert recipe_costs.table(recorded_costs(), allocation) in PAGE.read_text()
+
+
+def test_the_table_of_costs_by_hand() -> None:
+    figures = {"used": [0.999, 0.9975], "params_ratio": [0.8, 0.82]}
+    constant = {"used": [1.0, 1.0], "params_ratio": [1.25, 1.25]}
+    chosen = dict.fromkeys(recipe_costs.CRITERIA, constant) | {"random": figures}
+    result = {"budget": 0.906, "published_params_ratio": None, "selections": {"threshold": chosen}}
+    header, _, row = recipe_costs.table({"results": {"net": result}}, "threshold").splitlines()
+    assert header.split("|")[1].strip() == "recipe"
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["net", "90.60", "99.75", "–", "125.0", "81.0 ± 1.4", "125.0", "125.0", "125.0"]
 
 
 def test_resnet_floors_are_those_of_the_published_command() -> None:
@@ -327,8 +401,7 @@ def test_every_recipe_shrinks_its_network(name: str, criterion: str) -> None:
 
 
 def test_the_code_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[1] / "docs" / "recipes.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     block = block.replace("recipes.names()", "recipes.names()[-2:]")
-    exec(compile(block, str(page), "exec"), {})
+    exec(compile(block, str(PAGE), "exec"), {})
     assert "{'flops_paper': 0.8999, 'params': 0.9028}" in capsys.readouterr().out
