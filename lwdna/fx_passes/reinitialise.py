@@ -54,8 +54,8 @@ def reinitialise(
 
     Measured on the recipes' networks (``benchmarks/bm_initialisation.py``), layer by layer, what
     is drawn here stays within a factor of 2 of the baseline's variance. The literal laws do not:
-    those of the fan-out give 0.08 to 10 times on RegNet by magnitude; that of biases 7.7 times in
-    MobileNetV3's gates (144 inputs become 25), and 0.45 to 2.4 times in the U-Net, whose
+    those of the fan-out give 0.08 to 10 times on RegNet by magnitude; that of biases 4.1 times in
+    MobileNetV3's gates by latent-grad, and 0.45 to 2.5 times in the U-Net, whose
     variance is that of its biases (without them, below a tenth is left in 15 of 23 layers). The
     inputs of a concatenation are drawn alike, though their mean squares may differ and their
     numbers change differently: with one half of each of the U-Net's at 0.2 of its width and the
