@@ -158,7 +158,9 @@ def per_unit(
         if role is None and not (vectors and value.dim() == 1):
             continue
         dim = 0 if role is None else role.out_dim
-        units = context.graph.tensors[name][dim]
+        # Not in the graph: a parameter that the graph does not use, or a PReLU's only entry.
+        vectors_of = context.graph.tensors.get(name)
+        units = None if vectors_of is None else vectors_of[dim]
         if units is None:
             continue
         entries = value.detach().movedim(dim, 0).reshape(value.shape[dim], -1)

@@ -205,3 +205,17 @@ def test_refusals(name: str) -> None:
     context = context_of(made(Tiny), loss_fn=lambda out, y: Overflow.apply(out))
     with pytest.raises(ScoringError, match=f"(gradient of 'one.weight' is|'{name}' gives) NaN or"):
         score(context, name)
+
+
+def test_parameters_without_channels_are_left_out() -> None:
+    class Shared(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope, self.unused = nn.PReLU(), nn.Parameter(torch.ones(3))
+
+        def mix(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.slope(y)
+
+    context = context_of(Shared(), 1)
+    units = context.graph.tensors["two.0.weight"][0]
+    assert score(context, "taylor")[units].all()
