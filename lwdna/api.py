@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from lwdna.budget import Budget, check_attainable, cost_range
@@ -82,7 +83,9 @@ def shrink(
         loss_fn: ``loss_fn(outputs, targets)`` -> scalar, a mean over samples; cross entropy on
             logits by default.
         step_fn: ``step_fn(model, batch)`` -> scalar, in place of ``loss_fn``, for batches and
-            models of any form.
+            models of any form. It calls ``model`` and computes a loss from what that returns, and
+            nothing else: no backward, no optimiser, no look at the model's parameters or modules.
+            It is called once more than there are batches, to learn what the model is called with.
         widen: factor >= 1, or a mapping from group-name pattern to factor; 1 only removes.
         criterion: name of a registered criterion (``lwdna.criteria()``), one with options
             (``lwdna.get_criterion("latent-grad", normalize=False)``), or a callable.
@@ -96,7 +99,8 @@ def shrink(
             (:func:`lwdna.fx_passes.reinitialise.reinitialise`);
             ``"inherit"``, the model's own, sliced (and fresh where it was widened). By default
             ``"inherit"`` if nothing is widened and the model looks trained; otherwise ``"hyper"``
-            for the latent criteria and ``"fresh"`` for the others.
+            for the latent criteria on networks with batch norms, and ``"fresh"`` for the others:
+            without norms, activations grow through generated weights from layer to layer.
         outputs: ``"free"`` lets the channels of the network's outputs change, too (a backbone's
             feature maps); see :func:`lwdna.analyse`.
         policy: which axis of a choice point may change (heads or head_dim, ...); see
@@ -141,7 +145,22 @@ def shrink(
         stage("widen")
         resolve(graph.restrict(widen_copies(graph, widen)), constraints)
         free = graph.freeze(constraints.freeze)
-        _make_alike(ranks, captured, {"budget": limits, "seed": seed, "criterion": str(chosen)})
+        _make_alike(
+            ranks,
+            captured,
+            {
+                "input shapes": [tuple(t.shape) for t in tree_leaves(graph.inputs)],
+                "budget": limits,
+                "seed": seed,
+                "criterion": str(chosen),
+                "scoring": task.options,
+                "widen": widen,
+                "constraints": constraints,
+                "allocation": allocation,
+                "weights": weights,
+                "number of batches": None if task.raw is None else len(task.raw),
+            },
+        )
         wide, wide_graph = widen_graph(captured, free, widen, seed=seed)
         check_attainable(limits, cost_range(wide_graph, constraints), before)
         stage("score")
@@ -154,7 +173,8 @@ def shrink(
         stage("resize")
         if weights is None:
             grows = wide_graph.units > graph.units
-            weights = _default_weights(chosen) if grows or not looks_trained(model) else "inherit"
+            trained = not grows and looks_trained(model)
+            weights = "inherit" if trained else _default_weights(chosen, captured)
         if weights == "hyper":
             _generate(wide, context, chosen)
         net = shrink_graph(wide, wide_graph, selection.copies)
@@ -230,8 +250,10 @@ def _make_alike(ranks: Ranks, captured: GraphModule, arguments: Mapping[str, Any
     ranks.broadcast_([t.detach() for t in (*captured.parameters(), *captured.buffers())])
 
 
-def _default_weights(criterion: NamedCriterion) -> Weights:
-    return "hyper" if criterion.name.startswith("latent-") else "fresh"
+def _default_weights(criterion: NamedCriterion, captured: GraphModule) -> Weights:
+    """The paper's where the criterion is and batch norms take up their scale; else fresh ones."""
+    normalised = any(name.endswith("running_var") for name, _ in captured.named_buffers())
+    return "hyper" if normalised and criterion.name.startswith("latent-") else "fresh"
 
 
 def _generate(wide: GraphModule, context: ScoringContext, criterion: NamedCriterion) -> None:

@@ -71,12 +71,27 @@ def failure(rank: int) -> str:
     return "no error"
 
 
+def disagreement(rank: int, **options: object) -> str:
+    """The error that arguments which differ between the ranks give on this one."""
+    try:
+        lwdna.shrink(network(0), 0.7, **{"data": data([rank]), **options})  # type: ignore[arg-type]
+    except lwdna.ScoringError as e:
+        return str(e)
+    return "no error"
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     found = results([rank], seed=rank)
     found["failure"] = failure(rank)
+    found["disagreements"] = {
+        "constraints": disagreement(rank, constraints=lwdna.Constraints(divisor=1 + rank)),
+        "weights": disagreement(rank, weights=("fresh", "inherit", "hyper")[rank]),
+        "widen": disagreement(rank, widen=2.0 + rank),
+        "number of batches": disagreement(rank, data=data([rank])[: 2 - (rank == 1)]),
+    }
     found["after"] = lwdna.shrink(network(rank), 0.7, data=data([rank]), seed=5).state_dict()
     torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()

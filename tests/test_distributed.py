@@ -44,6 +44,8 @@ def test_scores_and_network_are_those_of_one_process(size: int, tmp_path: Path) 
             assert torch.equal(
                 found["after"][name], found["state"][name]
             )  # a failure leaves no trace
+        for key, message in found["disagreements"].items():
+            assert message.startswith(f"the ranks differ in {key}"), (key, message)
         culprit = "" if rank == size - 1 else f"rank {size - 1} failed: ScoringError: "
         assert (
             found["failure"]

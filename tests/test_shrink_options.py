@@ -265,3 +265,42 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         lwdna.shrink(net, 0.8, **{"data": endless(), **options})
+
+
+def test_images_are_no_labels() -> None:
+    model, images = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 3, 1)), torch.rand(2, 3, 8, 8)
+    with pytest.raises(lwdna.ScoringError, match=r"no class probabilities.*the task's own"):
+        lwdna.shrink(model, 0.95, data=(images, images))
+
+
+def test_networks_without_norms_are_drawn_afresh() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1))
+    images = torch.rand(2, 3, 8, 8)
+    small = lwdna.shrink(model, 0.95, data=(images, images), loss_fn=F.l1_loss)
+    assert small.meta["lwdna"].settings["weights"] == "fresh"
+
+
+def test_a_leaf_of_several_layers_keeps_its_widths() -> None:
+    class Dropped(nn.Module):
+        """A branch that is dropped at random and another path beside it: one opaque module."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.path = nn.Conv2d(8, 8, 1), nn.LayerNorm(8), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+            if self.training:
+                y = y * torch.rand(len(y), 1, 1, 1, device=y.device).lt(0.9)
+            return self.path(x) + y
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1),
+        nn.Conv2d(16, 8, 1),
+        Dropped(),
+        nn.Conv2d(8, 12, 1),
+        nn.Conv2d(12, 3, 1),
+    )
+    images = torch.rand(2, 3, 6, 6)
+    small = lwdna.shrink(model, 0.95, data=(images, images), loss_fn=F.l1_loss)
+    assert list(widths(small)) == ["0", "3"] and small(images).shape == images.shape

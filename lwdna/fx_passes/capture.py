@@ -213,6 +213,8 @@ def _emit(model: nn.Module, twin: nn.Module, tracer: HintedTracer, graph: Graph)
         node.target = f"{CONSTANTS}.{path}"
     for node in graph.nodes:
         node.meta = {"module": node.meta.get("module", "")}
+        if isinstance(node.type, str):  # a postponed annotation, which torch 2.11 cannot pickle
+            node.type = None
     graph.lint()
     graph._tracer_cls = None  # pickling traces the generated code again, by torch.fx's own tracer
     gm = assemble(root, graph, type(model).__name__)

@@ -36,6 +36,10 @@ def _resizer(module: nn.Module) -> Resizer | None:
 
 def unsupported(module: nn.Module) -> str | None:
     """Why a leaf module cannot be resized, or None if it can."""
+    if _resizer(module) is None and any(True for _ in module.parameters()):
+        return (
+            f"module {type(module).__name__} is a leaf of several layers, which has no resize rule"
+        )
     for child in module.modules():
         holds = any(p is not None for p in (*child._parameters.values(), *child._buffers.values()))
         if holds and _resizer(child) is None:
@@ -47,6 +51,8 @@ def unsupported(module: nn.Module) -> str | None:
 
 def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     """Bring the width attributes of a leaf module up to date with its tensors."""
+    if _resizer(module) is None:  # no parameters, or several layers, whose widths stay
+        return
     for child in module.modules():
         resizer = _resizer(child)
         if resizer is not None:

@@ -54,7 +54,7 @@ def take(data: Any, n: int) -> list[Any]:
         At least one batch, at most ``n``.
 
     Raises:
-        TypeError: ``data`` is neither a batch nor an iterable.
+        TypeError: ``data`` is neither a batch nor an iterable, or may be one batch or two.
         ScoringError: ``data`` holds no batch.
     """
     if _is_one_batch(data):
@@ -148,8 +148,16 @@ def _is_one_batch(data: Any) -> bool:
         return False
     if isinstance(data[0], Tensor):
         return True
-    # ((a, b), y) and ({"x": a}, y) are pairs; ((x, y), (x, y)) are two of them.
-    return len(data) == 2 and _holds_tensors(data[0]) and type(data[1]) is not type(data[0])
+    if len(data) != 2 or not _holds_tensors(data[0]):
+        return False
+    # ((a, b), y) and ({"x": a}, y) are pairs; [(x, y), (x, y)] are two of them.
+    if isinstance(data, tuple) and type(data[1]) is type(data[0]):
+        kind = type(data[0]).__name__
+        raise TypeError(
+            f"data is a tuple of two {kind}s, which may be one batch or two: write [(inputs, "
+            "targets)] for one, [batch, batch] for two"
+        )
+    return type(data[1]) is not type(data[0])
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -273,7 +281,7 @@ def _called_with(step_fn: StepFn, batch: Any, k: int, network: nn.Module | None)
     if network is None or not kwargs:
         return (*args, *kwargs.values())
     try:
-        call_of = inspect.signature(network.forward).bind(*args, **kwargs)
+        call_of = inspect.signature(network.forward).bind_partial(*args, **kwargs)
     except TypeError as e:
         raise ScoringError(f"step_fn does not call the model on batch {k} as it can be: {e}") from e
     call_of.apply_defaults()  # without it, args end before the first argument left out
@@ -281,5 +289,5 @@ def _called_with(step_fn: StepFn, batch: Any, k: int, network: nn.Module | None)
 
 
 def fresh(batch: Any) -> Any:
-    """The same tensors in new containers: a step function may take entries out of its batch."""
-    return tree_map(lambda leaf: leaf, batch)
+    """A copy: a step function may take entries out of its batch, and change tensors in place."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)

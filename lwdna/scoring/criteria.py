@@ -138,6 +138,14 @@ def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Sal
     function = get(name)
     label, ranks = function.name, context.ranks
     with ranks.guard():
+        ranks.agree(
+            {
+                "criterion": str(function),
+                "number of batches": len(context.batches),
+                "scoring": repr(context.options),
+                "channel units": context.graph.units,
+            }
+        )
         with preserved(context.network, context.seed):
             result = np.asarray(function(context))
         if result.shape != (context.graph.units,) or result.dtype.kind not in "fiu":

@@ -94,6 +94,7 @@ def _loss(context: ScoringContext, k: int, outputs: Any, targets: Any) -> Tensor
     loss_fn = context.loss_fn or F.cross_entropy
     if context.loss_fn is None:
         outputs = _logits(outputs)
+        _check_labels(outputs, targets, k)
     try:
         return loss_fn(outputs, targets)
     except _BAD_INPUT as e:
@@ -102,6 +103,17 @@ def _loss(context: ScoringContext, k: int, outputs: Any, targets: Any) -> Tensor
             f"{_shape(targets)}: {type(e).__name__}: {e}. Pass the task's own loss as "
             "loss_fn(outputs, targets), or step_fn(model, batch)"
         ) from e
+
+
+def _check_labels(outputs: Tensor, targets: Any, k: int) -> None:
+    """Cross entropy takes images for class probabilities; nobody means that."""
+    dense = isinstance(targets, Tensor) and targets.is_floating_point() and targets.dim() > 2
+    if dense and not torch.allclose(targets.sum(1), torch.ones(()).to(targets), atol=1e-2):
+        raise ScoringError(
+            f"targets of batch {k} are {targets.dtype} of shape {_shape(targets)} and no class "
+            "probabilities, which the default loss (cross entropy) needs: pass the task's own "
+            "loss_fn, e.g. torch.nn.functional.l1_loss"
+        )
 
 
 def _step(context: ScoringContext, k: int, model: Model) -> Tensor:

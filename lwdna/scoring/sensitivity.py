@@ -8,7 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lwdna.errors import ScoringError
 from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.criteria import Saliency, criterion
 from lwdna.scoring.gradients import (
@@ -97,20 +99,31 @@ def grasp(context: ScoringContext) -> Saliency:
         Saliency, shape (units,), float64, of either sign.
 
     Raises:
-        ScoringError: as for ``taylor``.
+        ScoringError: as for ``taylor``; or an operator has no second derivative.
 
     Source: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow",
         ICLR 2020, equations 6 to 8.
     """
 
     def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
-        g = gradients(context, k, w, create_graph=True)
+        g = _twice_differentiable(context, k, w)
         half = sum((grad * grad.detach()).sum() for grad in g.values())
         assert isinstance(half, Tensor)
         # The sum over ranks stands in every rank's g; each differentiates its share of it.
-        found = torch.autograd.grad(
-            half / context.ranks.size, list(w.values()), allow_unused=True, materialize_grads=True
-        )
+        try:
+            found = torch.autograd.grad(
+                half / context.ranks.size,
+                list(w.values()),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as e:
+            if "is not implemented" not in str(e):
+                raise
+            raise ScoringError(
+                f"criterion 'grasp' needs second derivatives, and an operator has none: {e}. "
+                "Score with 'snip' or 'taylor'"
+            ) from e
         context.ranks.sum_(found)
         hg = dict(zip(w, found, strict=True))
         for name, value in hg.items():
@@ -120,6 +133,12 @@ def grasp(context: ScoringContext) -> Saliency:
         }
 
     return _over_batches(context, "grasp", score, partial(per_unit, context))
+
+
+def _twice_differentiable(context: ScoringContext, k: int, w: Tensors) -> dict[str, Tensor]:
+    """Gradients that can be differentiated again; fused attention cannot."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return gradients(context, k, w, create_graph=True)
 
 
 def _over_batches(

@@ -50,7 +50,8 @@ def test_one_batch(data: Any) -> None:
 
 def test_a_list_of_two_batches_is_no_batch() -> None:
     assert len(as_batches([(X, Y), (X, Y)], 2)) == 2
-    assert len(as_batches(((X, Y), (X, Y)), 5)) == 2
+    with pytest.raises(TypeError, match="a tuple of two tuples, which may be one batch or two"):
+        as_batches(((X, Y), (X, Y)), 5)
     assert len(as_batches([{"image": X, "label": Y}] * 2, 5)) == 2
 
 

@@ -127,7 +127,16 @@ def test_a_step_function_sees_the_batch_as_it_came() -> None:
 
     context = replace(make_context(), step_fn=step)
     assert torch.equal(batch_loss(context, 0), context.network(X).square().mean())
-    assert seen[0][0] is X and seen[0][1] is Y
+    assert torch.equal(seen[0][0], X) and torch.equal(seen[0][1], Y)
+
+
+def test_a_step_function_may_change_its_batch_in_place() -> None:
+    def step(model: Any, whole: Any) -> Tensor:
+        return model(whole[0].mul_(2)).square().mean()
+
+    context, before = replace(make_context(), step_fn=step), X.clone()
+    first = batch_loss(context, 0)
+    assert torch.equal(first, batch_loss(context, 0)) and torch.equal(X, before)
 
 
 @pytest.mark.parametrize(
