@@ -85,7 +85,7 @@ def shrink(
         step_fn: ``step_fn(model, batch)`` -> scalar, in place of ``loss_fn``, for batches and
             models of any form. It calls ``model`` and computes a loss from what that returns, and
             nothing else: no backward, no optimiser, no look at the model's parameters or modules.
-            It is called once more than there are batches, to learn what the model is called with.
+            It is called with a stand-in for the model, too, to learn what the model is called with.
         widen: factor >= 1, or a mapping from group-name pattern to factor; 1 only removes.
         criterion: name of a registered criterion (``lwdna.criteria()``), one with options
             (``lwdna.get_criterion("latent-grad", normalize=False)``), or a callable.
@@ -152,13 +152,10 @@ def shrink(
                 "input shapes": [tuple(t.shape) for t in tree_leaves(graph.inputs)],
                 "budget": limits,
                 "seed": seed,
-                "criterion": str(chosen),
-                "scoring": task.options,
                 "widen": widen,
                 "constraints": constraints,
                 "allocation": allocation,
                 "weights": weights,
-                "number of batches": None if task.raw is None else len(task.raw),
             },
         )
         wide, wide_graph = widen_graph(captured, free, widen, seed=seed)
@@ -233,7 +230,7 @@ def attainable(
         CaptureError, UnsupportedModelError: the model cannot be captured.
 
     >>> lwdna.attainable(timm.create_model("resnet50"))["params"]  # doctest: +SKIP
-    (1217136, 94147304)
+    (3820865, 98004072)
     """
     constraints = checked_constraints(constraints)
     inputs = Task.of(None, None, None, None).inputs(model, example_inputs)

@@ -58,7 +58,7 @@ def test_attainable_is_what_shrink_attains(net: Net, metric: str) -> None:
 def test_contradictions_come_together_and_before_any_scoring(net: Net) -> None:
     constraints = lwdna.Constraints(
         lwdna.Floors(overrides={"stem": 1000, "nobody": 3}),
-        divisor={"conv1": 0 + 64},
+        divisor={"conv1": 64},
         max_growth={"conv1": 0.5},
         freeze=["nowhere"],
     )

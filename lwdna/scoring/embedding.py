@@ -58,8 +58,8 @@ def _uniform(
 
 def gain(pairs: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     """A = Σ_e w2 · w1, in the weight's shape; the pairs are used up on the way."""
-    w1, total = next(pairs)
-    total *= along_kernel(w1, total)
+    w1, w2 = next(pairs)
+    total = w2 * along_kernel(w1, w2)
     for w1, w2 in pairs:
         total.addcmul_(w2, along_kernel(w1, w2))
     return total
@@ -87,7 +87,7 @@ class Embedding:
 
     def gain(self) -> Tensor:
         """A = Σ_e w2 · w1, in the weight's shape."""
-        return gain((w1, w2.clone()) for w1, w2 in zip(self.w1, self.w2, strict=True))
+        return gain(zip(self.w1, self.w2, strict=True))
 
     def weight(self, outer: Tensor) -> Tensor:
         """W, for the outer product of the latent vectors (in the weight's order)."""

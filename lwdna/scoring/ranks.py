@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -123,12 +123,8 @@ class Ranks:
         Raises:
             ScoringError: another rank failed, died, or does not answer.
         """
-        if self.size == 1:
-            return
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
-            parts = self._all_reduced(flat).split([tensor.numel() for tensor in bucket])
-            _overwrite(bucket, parts)
+        if self.size > 1:
+            _in_buckets(tensors, self._all_reduced)
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with rank 0's, outside of autograd.
@@ -139,15 +135,8 @@ class Ranks:
         Raises:
             ScoringError: another rank failed, died, or does not answer.
         """
-        if self.size == 1:
-            return
-        session = self._open()
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
-            carrier = flat if session.takes(flat) else flat.to(session.device)
-            session.broadcast(carrier)
-            parts = carrier.to(flat.device).split([tensor.numel() for tensor in bucket])
-            _overwrite(bucket, parts)
+        if self.size > 1:
+            _in_buckets(tensors, self._broadcast)
 
     def share(self, n: int) -> float:
         """``n`` divided by its sum over the ranks.
@@ -199,11 +188,17 @@ class Ranks:
         return self._session
 
     def _all_reduced(self, tensor: Tensor) -> Tensor:
+        return self._carried(tensor, self._open().all_reduce)
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        return self._carried(tensor, self._open().broadcast)
+
+    def _carried(self, tensor: Tensor, collective: Callable[[Tensor], None]) -> Tensor:
         """New tensor; CPU tensors go through the GPU where the backend asks for it (NCCL)."""
         session = self._open()
         place = tensor.device if session.takes(tensor) else session.device
         carrier = tensor.detach().to(place, copy=True, memory_format=torch.contiguous_format)
-        session.all_reduce(carrier)
+        collective(carrier)
         return carrier.to(tensor.device)
 
 
@@ -241,10 +236,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def _overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value.view_as(tensor))
+def _in_buckets(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> None:
+    """Overwrite tensors with what ``collective`` makes of them, many at a time."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
+        values = collective(flat).split([tensor.numel() for tensor in bucket])
+        with torch.no_grad():
+            for tensor, value in zip(bucket, values, strict=True):
+                tensor.copy_(value.view_as(tensor))
 
 
 def _flattened(what: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

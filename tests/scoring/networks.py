@@ -113,6 +113,18 @@ NETWORKS = [
 ]
 
 
+class Overflow(torch.autograd.Function):
+    """A loss whose gradient is infinite, for outputs of four samples and five classes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.full((4, 5), float("inf"), dtype=torch.float64) * grad
+
+
 def analysed(
     model: nn.Module, dtype: torch.dtype = torch.float32, example: Any = None
 ) -> tuple[nn.Module, ChannelGraph]:

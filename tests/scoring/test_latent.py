@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lwdna.errors import ScoringError
 from lwdna.scoring import SGD, Hypernet, Scoring, ScoringContext, generated, get, score
-from tests.scoring.networks import Depthwise, Net, Residual, context_of, made
+from tests.scoring.networks import Depthwise, Net, Overflow, Residual, context_of, made
 
 RAW = get("latent-grad", normalize=False)
 
@@ -120,16 +120,6 @@ def test_half_precision_networks() -> None:
     assert context.batches[0].inputs[0].dtype is torch.bfloat16
     assert score(context).any()
     assert generated(context)["one.0.weight"].dtype is torch.bfloat16
-
-
-class Overflow(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return torch.full((4, 5), float("inf"), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

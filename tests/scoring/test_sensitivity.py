@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lwdna.errors import ScoringError
 from lwdna.scoring import SGD, Scoring, ScoringContext, score
-from tests.scoring.networks import NETWORKS, Net, Residual, Transposed, context_of, made
+from tests.scoring.networks import NETWORKS, Net, Overflow, Residual, Transposed, context_of, made
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -192,15 +192,6 @@ def test_gains_of_zero_count_as_one() -> None:
 def test_refusals(name: str) -> None:
     with pytest.raises(ScoringError, match=f"'{name}' needs at least one batch: pass data"):
         score(context_of(made(Tiny), []), name)
-
-    class Overflow(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.sum()
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return torch.full((4, 5), float("inf"), dtype=torch.float64) * grad
 
     context = context_of(made(Tiny), loss_fn=lambda out, y: Overflow.apply(out))
     with pytest.raises(ScoringError, match=f"(gradient of 'one.weight' is|'{name}' gives) NaN or"):
