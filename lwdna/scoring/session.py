@@ -13,13 +13,15 @@ with later ones), and keys in the default group's store, which work whatever the
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import textwrap
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -51,13 +53,14 @@ class Session:
     """
 
     def __init__(self, timeout: timedelta) -> None:
+        _release_completed()
         world = dist.group.WORLD
         assert world is not None, "Ranks.current() looked whether there is a default group"
         self.rank, self.size = world.rank(), world.size()
         self._timeout = timeout.total_seconds()
         self._verdict: str | None = None  # why the session failed, once it is known here
         self._collectives = 0
-        self._work: dist.Work | None = None  # the last collective
+        self._last: tuple[dist.Work, Tensor] | None = None  # the last collective and its tensor
         self._at = "entering the guard"
         self._agreements = 0
         shared = _prefixed("lwdna.scoring", world.get_group_store())
@@ -90,12 +93,12 @@ class Session:
             ScoringError: another rank failed, died, or does not answer.
         """
         what = f"{tensor.numel()} values of {tensor.dtype}"
-        self._run(lambda: dist.all_reduce(tensor, group=self._group, async_op=True), what)
+        self._run(dist.all_reduce, tensor, what)
 
     def broadcast(self, tensor: Tensor) -> None:
         """Overwrite ``tensor`` with rank 0's; as :meth:`all_reduce` otherwise."""
         what = f"{tensor.numel()} values of {tensor.dtype} from rank 0"
-        self._run(lambda: dist.broadcast(tensor, 0, group=self._group, async_op=True), what)
+        self._run(partial(dist.broadcast, src=0), tensor, what)
 
     def barrier(self, what: str) -> None:
         """Return when every rank is at the barrier called ``what``.
@@ -106,7 +109,7 @@ class Session:
         # The sum of the names' checksums tells a barrier from any other collective.
         token = zlib.crc32(what.encode())
         tensor = torch.tensor([token], device=self.device)
-        self._run(lambda: dist.all_reduce(tensor, group=self._group, async_op=True), what)
+        self._run(dist.all_reduce, tensor, what)
         if tensor.item() != token * self.size:
             self._roll_call(f"the ranks are at different collectives while rank {self.rank} is")
 
@@ -146,8 +149,8 @@ class Session:
             with contextlib.suppress(RuntimeError):
                 self._group.abort()
         dist.destroy_process_group(self._group)
-        if self._work is not None and not self._work.is_completed():
-            _outlive(self._group, self._work)
+        if self._last is not None and not self._last[0].is_completed():
+            _abandoned.append((self._group, *self._last))
 
     def _keys(self, prefix: str) -> list[str]:
         return [f"{prefix}/{rank}" for rank in range(self.size)]
@@ -156,13 +159,14 @@ class Session:
         with self._store_errors():
             return bool(self._store.check(self._keys(prefix)))
 
-    def _run(self, launch: Callable[[], dist.Work | None], what: str) -> None:
+    def _run(self, launch: Callable[..., dist.Work | None], tensor: Tensor, what: str) -> None:
         if self._verdict is not None:  # someone caught the error and went on
             raise ScoringError(self._verdict)
         self._collectives += 1
         self._at = f"collective {self._collectives} ({what})"
-        self._work = work = launch()
+        work = launch(tensor, group=self._group, async_op=True)
         assert work is not None, "this process is a member of the group"
+        self._last = work, tensor
         self._until(work.is_completed)
         try:
             work.wait()
@@ -260,18 +264,26 @@ def _connected(timeout: timedelta) -> dist.ProcessGroup:
     return group
 
 
-def _outlive(group: dist.ProcessGroup, work: dist.Work) -> None:
-    """Keep ``group`` until its pending collective has ended, if it ever does.
+#: Groups whose last collective had not ended when their session failed, with that collective and
+#: its tensor. Gloo's destructor would wait for the collective, holding the interpreter's lock.
+_abandoned: list[tuple[dist.ProcessGroup, dist.Work, Tensor]] = []
 
-    Gloo's destructor waits for pending collectives, holding the interpreter's lock; what a daemon
-    thread holds is not destroyed when the interpreter ends either.
+
+def _release_completed() -> None:
+    """Free the abandoned groups whose collective has ended by now."""
+    _abandoned[:] = [entry for entry in _abandoned if not entry[1].is_completed()]
+
+
+@atexit.register
+def _outlive_interpreter() -> None:
+    """Never free what is still pending at the end.
+
+    A thread that needs the interpreter's lock once the interpreter is being torn down (gloo's own
+    when it drops the last reference to a tensor, or ours in gloo's destructor) aborts the process.
     """
-
-    def hold(group: dist.ProcessGroup, work: dist.Work) -> None:
-        while not work.is_completed():
-            time.sleep(1)
-
-    threading.Thread(target=hold, args=(group, work), daemon=True).start()
+    _release_completed()
+    for entry in _abandoned:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(entry))
 
 
 def _prefixed(prefix: str, store: Any) -> Any:  # torch does not export the types of its stores
