@@ -17,14 +17,16 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
+from lwdna.fx_passes.modes import alternatives
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.rules import OpCall, rule_for
@@ -174,6 +176,9 @@ class ChannelInterpreter(torch.fx.Interpreter):
             self._open_input(n, result)
         if n.op == "call_module":
             self._module_constraints(n, result)
+        pair = alternatives(n)
+        if pair is not None:
+            self._unite_modes(n, *map_arg(pair, self.env.__getitem__))
         if n.target in _OPAQUE_FUNCTIONS:
             self._freeze((self.args_of(n), result), f"{n._pretty_print_target(n.target)} is opaque")
         self.values[n.name] = tree_map(self._channels, result)
@@ -198,6 +203,21 @@ class ChannelInterpreter(torch.fx.Interpreter):
                 (self.args_of(n), result, list(module.parameters()), list(module.buffers())), reason
             )
 
+    def _unite_modes(self, n: Node, evaluated: Any, trained: Any) -> None:
+        """What is chosen by mode has the same channels in both modes, or fixed ones."""
+        trees = tree_flatten(evaluated), tree_flatten(trained)
+        pairs = list(zip(trees[0][0], trees[1][0], strict=False))
+        if trees[0][1] != trees[1][1] or any(_shape(a) != _shape(b) for a, b in pairs):
+            if all(user.op == "output" for user in n.users):
+                self._freeze(trained, REASON)  # those of evaluation mode are on their way there
+            else:
+                self._freeze((evaluated, trained), "its shape depends on the mode")
+            return
+        for a, b in pairs:
+            if isinstance(a, Tensor):
+                for v, w in zip(self.mode.vectors(a), self.mode.vectors(b), strict=True):
+                    self.mode.space.couple(v, w, self.mode.node, "chosen by mode")
+
     def _freeze(self, tree: Any, reason: str) -> None:
         for t in tree_leaves(tree):
             if isinstance(t, Tensor):
@@ -208,6 +228,10 @@ class ChannelInterpreter(torch.fx.Interpreter):
         if isinstance(value, Tensor):
             return TensorChannels(tuple(value.shape), self.mode.vectors(value))
         return value
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, Tensor) else None
 
 
 def single_batch(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

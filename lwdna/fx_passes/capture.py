@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Iterator
-from itertools import zip_longest
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes._base import CAPTURED
+from lwdna.fx_passes.modes import CONSTANT, Alignment, align, has_effect, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
     CONSTANTS,
     assemble,
@@ -24,7 +24,6 @@ from lwdna.fx_passes.module import (
     meta_twin,
     skeleton,
 )
-from lwdna.fx_passes.proxy import IN_PLACE
 from lwdna.fx_passes.tracer import HintedTracer
 from lwdna.inputs import as_arguments
 
@@ -64,20 +63,7 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
     if isinstance(model, GraphModule) and CAPTURED in getattr(model, "meta", {}):
         return _recapture(model)
     hints = _example_hints(as_arguments(model, example_inputs))
-    twin = meta_twin(model)
-    leaf_types: frozenset[type] = frozenset()
-    for _ in range(_MAX_ROUNDS):
-        tracer, other = HintedTracer(hints, leaf_types), HintedTracer(hints, leaf_types)
-        evaluated = tracer.trace(twin.eval())
-        trained = other.trace(twin.train())
-        paths = _structural_difference(evaluated, trained)
-        if paths is None:
-            break
-        leaf_types |= {_culprit(twin, paths, tracer, tracer.entered & other.entered)}
-    for in_eval, in_train in zip(evaluated.nodes, trained.nodes, strict=True):
-        _follow_mode(evaluated, in_eval, in_train)
-    _drop_dead(evaluated)
-    return _emit(model, twin, tracer, evaluated)
+    return _emit(model, _trace_modes(model, hints))
 
 
 def _refuse_lost_behaviour(model: nn.Module) -> None:
@@ -110,89 +96,64 @@ def _example_hints(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tree_map_only(Tensor, hint, value) for value in arguments)
 
 
-def _structural_difference(a: Graph, b: Graph) -> tuple[str, str] | None:
-    """Module paths of the first nodes that differ in more than a constant."""
-    number: tuple[dict[Node, int], dict[Node, int]] = ({}, {})
-    for i, (x, y) in enumerate(zip_longest(a.nodes, b.nodes)):
-        if x is None or y is None:
-            return (x or y).meta.get("module", ""), ""
-        number[0][x], number[1][y] = i, i
-        same = x.op == y.op and x.target == y.target
-        nodes = [[number[k].get(n) for n in node.all_input_nodes] for k, node in ((0, x), (1, y))]
-        if not same or nodes[0] != nodes[1]:
-            return x.meta.get("module", ""), y.meta.get("module", "")
-    return None
+@dataclass(frozen=True)
+class _Trace:
+    """A graph with the tracer and the twin that it came from."""
+
+    tracer: HintedTracer
+    twin: nn.Module
+    graph: Graph
 
 
-def _culprit(
-    twin: nn.Module, paths: tuple[str, str], tracer: HintedTracer, entered: set[str]
-) -> type:
-    """Type of the innermost module, called in both modes, in which the two modes part."""
-    shallow, deep = sorted((path.split(".") if path else [] for path in paths), key=len)
-    shared = 0
-    while shared < len(shallow) and shallow[shared] == deep[shared]:
-        shared += 1
-    # Where one path continues the other, the continuation was passed without a trace in one mode.
-    start = len(deep) if shared == len(shallow) else shared
-    for depth in range(start, 0, -1):
-        path = ".".join(deep[:depth])
-        module = twin.get_submodule(path)
-        if path in entered and not tracer.is_leaf_module(module, path):
-            return type(module)
-    raise CaptureError(
-        f"{type(twin).__name__}.forward has a different structure in training and in evaluation "
-        f"mode (first at {paths[0] or 'the top level'!r} against {paths[1] or 'the top level'!r}). "
-        "Move the part that exists in one mode only into a module of its own, or build the model "
-        "without it (e.g. aux_logits=False)."
-    )
+def _trace(model: nn.Module, training: bool, hints: Any, leaves: frozenset[str]) -> _Trace:
+    # A fresh twin each time: forward() may keep what it computes (a cached position table), and
+    # train() may clear such caches.
+    twin = meta_twin(model).train().train(training)
+    tracer = HintedTracer(hints, leaves)
+    return _Trace(tracer, twin, tracer.trace(twin))
 
 
-def _follow_mode(graph: Graph, in_eval: Node, in_train: Node) -> None:
-    """Make constants that differ between the modes depend on ``module.training``."""
-    flags: dict[str, Node] = {}
-
-    def flag() -> Node:
-        path = in_eval.meta.get("module", "")
-        if path not in flags:
-            with graph.inserting_before(in_eval):
-                flags[path] = graph.get_attr(f"{path}.training" if path else "training")
-        return flags[path]
-
-    def merge(a: Any, b: Any) -> Any:
-        if isinstance(a, Node):
-            return a
-        if isinstance(a, slice) and isinstance(b, slice):
-            return slice(*(merge(getattr(a, k), getattr(b, k)) for k in ("start", "stop", "step")))
-        if isinstance(a, (list, tuple)) and type(a) is type(b) and len(a) == len(b):
-            return type(a)(merge(x, y) for x, y in zip(a, b, strict=True))
-        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-            return {key: merge(a[key], b[key]) for key in a}
-        if type(a) is type(b) and a == b:
-            return a
-        if a is False and b is True:
-            return flag()
-        with graph.inserting_before(in_eval):
-            return graph.call_function(operator.getitem, ((a, b), flag()))
-
-    in_eval.args = merge(tuple(in_eval.args), tuple(in_train.args))
-    in_eval.kwargs = merge(dict(in_eval.kwargs), dict(in_train.kwargs))
+def _trace_modes(model: nn.Module, hints: Any) -> _Trace:
+    """Trace in both modes, and merge; what exists in one mode only is best left to a leaf."""
+    leaves: frozenset[str] = frozenset()
+    for _ in range(_MAX_ROUNDS):
+        evaluated = _trace(model, False, hints, leaves)
+        trained = _trace(model, True, hints, leaves)
+        alignment = align(evaluated.graph, trained.graph)
+        more = _mode_leaves(evaluated, trained, alignment)
+        if not more:
+            break
+        leaves |= more
+    merge(evaluated.graph, trained.graph, alignment, (evaluated.twin, trained.twin))
+    return evaluated
 
 
-def has_effect(node: Node) -> bool:
-    """Whether a node does something besides returning a value."""
-    if node.op == "call_method":
-        method = str(node.target)
-        return method.endswith("_") and not method.endswith("__")
-    if node.op != "call_function":
-        return node.is_impure()
-    name = getattr(node.target, "__name__", "")
-    return (
-        node.is_impure()
-        or name in IN_PLACE
-        or (name.endswith("_") and not name.endswith("__"))
-        or bool(node.kwargs.get("inplace"))
-        or "out" in node.kwargs
-    )
+def _mode_leaves(evaluated: _Trace, trained: _Trace, alignment: Alignment) -> set[str]:
+    """Modules without parameters that do something else in each mode stay as they are.
+
+    A module with parameters is left as it is only where merging would change what it does, since
+    the channels of a leaf of several layers are frozen.
+    """
+    entered = evaluated.tracer.entered & trained.tracer.entered
+    places = {innermost(node, entered) for node in alignment.lone} - {""}
+    bare = {
+        p for p in places if not any(True for _ in evaluated.twin.get_submodule(p).parameters())
+    }
+    if bare:
+        return bare
+    found = obstacle(evaluated.twin, alignment)
+    if found is None:
+        return set()
+    node, why = found
+    place = innermost(node, entered)
+    if not place:
+        raise CaptureError(
+            f"{type(evaluated.twin).__name__}.forward has a different structure in training and "
+            f"in evaluation mode, and {node.format_node()} runs in one of them only: {why}. Move "
+            "the part that exists in one mode only into a module of its own, or build the model "
+            "without it (e.g. aux_logits=False)."
+        )
+    return {place}
 
 
 def _drop_dead(graph: Graph) -> None:
@@ -203,13 +164,14 @@ def _drop_dead(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _emit(model: nn.Module, twin: nn.Module, tracer: HintedTracer, graph: Graph) -> GraphModule:
-    source = detached_copy(model)
-    root = skeleton(source, tracer.is_leaf_module)
+def _emit(model: nn.Module, trace: _Trace) -> GraphModule:
+    source, graph = detached_copy(model), trace.graph
+    _drop_dead(graph)
+    root = skeleton(source, trace.tracer.is_leaf_module)
     for node, path in _constants(graph):
         constants = root._modules.setdefault(CONSTANTS, nn.Module())
         assert constants is not None
-        constants.register_buffer(path, getattr(twin, path).clone(), persistent=False)
+        constants.register_buffer(path, getattr(trace.twin, path).clone(), persistent=False)
         node.target = f"{CONSTANTS}.{path}"
     for node in graph.nodes:
         node.meta = {"module": node.meta.get("module", "")}
@@ -225,5 +187,5 @@ def _emit(model: nn.Module, twin: nn.Module, tracer: HintedTracer, graph: Graph)
 def _constants(graph: Graph) -> Iterator[tuple[Node, str]]:
     """Tensors made while tracing, which fx stows away on the root."""
     for node in graph.nodes:
-        if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
+        if node.op == "get_attr" and node.target.startswith(CONSTANT):
             yield node, node.target

@@ -82,16 +82,16 @@ class HintedTracer(torch.fx.Tracer):
 
     Args:
         hints: one hint per placeholder, in order (meta tensors or plain values).
-        leaf_types: module types outside torch.nn that are not traced through, because their
+        leaves: paths of modules outside torch.nn that are not traced through, because their
             behaviour depends on ``training``.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, hints: tuple[Any, ...], leaf_types: frozenset[type]) -> None:
+    def __init__(self, hints: tuple[Any, ...], leaves: frozenset[str]) -> None:
         super().__init__()
         self._placeholder_hints = hints
-        self.leaf_types = leaf_types
+        self.leaves = leaves
         self.evaluating = False
         self.entered: set[str] = set()  # paths of the modules that were called
         self._guarded: set[Node] = set()
@@ -129,9 +129,9 @@ class HintedTracer(torch.fx.Tracer):
         return root_fn, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch.nn modules, batch norms with their own forward, and the given leaf types."""
+        """torch.nn modules, batch norms with their own forward, and the given leaves."""
         return (
-            type(m) in self.leaf_types
+            module_qualified_name in self.leaves
             or isinstance(m, nn.modules.batchnorm._NormBase)
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -172,6 +172,13 @@ class HintedTracer(torch.fx.Tracer):
         self._forward = forward
         self.entered.add(self.path_of_module(m))
         return super().call_module(m, forward, args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """Record a node together with the module whose code it is."""
+        node = super().create_node(*args, **kwargs)
+        stack = self.module_stack
+        node.meta["module"] = next(reversed(stack.values()))[0] if stack else ""
+        return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A proxy for parameters and buffers (one node each), the value for the rest."""
@@ -217,9 +224,6 @@ class HintedTracer(torch.fx.Tracer):
             return target(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr)
         node = proxy.node
-        node.meta["module"] = (
-            next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
-        )
         node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
         assert is_proxy(proxy)
         proxy.hint = node.meta["hint"]  # type: ignore[attr-defined]

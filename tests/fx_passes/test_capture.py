@@ -7,8 +7,9 @@ import operator
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.fx
@@ -19,7 +20,9 @@ from torch.fx import GraphModule
 
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes import verify
+from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.resize import resize
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -193,8 +196,6 @@ def test_no_example_size_is_written_into_the_graph() -> None:
 
 @pytest.mark.parametrize("factory", ["arange(8)", "zeros(8)", "ones(8, 1)", "rand(8)", "eye(8)"])
 def test_factories_without_a_device(factory: str) -> None:
-    from lwdna.fx_passes.analyse import analyse
-
     model = Of(lambda s, x: x * eval(f"torch.{factory}"))
     gm = capture(model, X)
     analyse(gm, X)
@@ -282,19 +283,170 @@ def test_a_module_that_differs_in_structure_becomes_a_leaf() -> None:
     same_in_both_modes(model, gm)
 
 
-def test_a_different_structure_at_the_top_is_refused() -> None:
-    class Auxiliary(nn.Module):
+class Twice(nn.Module):
+    """Two drop paths around one convolution: the paths to them are siblings of its path."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop1, self.conv, self.drop2 = DropPath(rate), nn.Conv2d(8, 8, 1), DropPath(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop1(x.sin())
+        out: Tensor = x + self.drop2(self.conv(x))
+        return out
+
+
+def test_only_the_innermost_module_becomes_a_leaf() -> None:
+    model = Of(lambda s, x: s.blocks(x), blocks=nn.Sequential(Twice(0.5), Twice(0.0), Twice(0.5)))
+    gm = captured(model)
+    assert targets(gm, "call_module") == [
+        "a",
+        *("blocks.0.drop1", "blocks.0.conv", "blocks.0.drop2"),
+        "blocks.1.conv",  # without a rate the drop paths are the same in both modes
+        *("blocks.2.drop1", "blocks.2.conv", "blocks.2.drop2"),
+    ]
+    same_in_both_modes(model, gm)
+
+
+class Auxiliary(nn.Module):
+    """A second head in training, as in GoogLeNet; its result may be a pair or a named tuple."""
+
+    def __init__(self, pack: Any = None) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+        self.aux = nn.Sequential(nn.Conv2d(6, 5, 1), nn.BatchNorm2d(5))
+        self.head = nn.Conv2d(6, 4, 1)
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.bn(self.stem(x))
+        aux = self.aux(x) if self.training else None
+        x = self.head(x.relu())
+        if self.pack is None or not self.training:
+            return x
+        return self.pack(x, aux)
+
+
+class Outputs(NamedTuple):
+    logits: Tensor
+    aux: Tensor | None
+
+
+@pytest.mark.parametrize("pack", [Outputs, lambda x, aux: {"out": x, "aux": aux}])
+def test_outputs_of_training_mode_only_are_kept(pack: Any) -> None:
+    model = Auxiliary(pack)
+    gm = captured(model)
+    model.train(), gm.train()
+    expected, given = model(X), gm(X)
+    assert type(given) is type(expected)
+    torch.testing.assert_close(given, expected, rtol=0, atol=0)
+    assert gm.aux[1].running_mean.abs().sum() > 0
+    model.eval(), gm.eval()
+    assert torch.equal(gm(X), model(X))
+    kept = copy.deepcopy(gm.aux[1].running_mean)
+    gm(X + 1)
+    assert torch.equal(gm.aux[1].running_mean, kept)
+
+
+def test_the_channels_of_a_training_output_are_fixed_and_those_before_it_shared() -> None:
+    gm = capture(Auxiliary(Outputs), X)
+    graph = analyse(gm, X)
+    where = {s.name: group for group in graph.groups for s, _ in group.slots if s.dim == 0}
+    assert not where["aux.0.weight"].prunable and not where["head.weight"].prunable
+    assert where["stem.weight"].prunable
+    copies = verify.random_copies(graph, 0.5, np.random.default_rng(0))
+    small = resize(gm, graph, copies)
+    assert small.train()(X).aux.shape == (2, 5, 8, 8)
+    assert small.stem.weight.shape[0] < 6
+
+
+def functional_drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    if not training:
+        return x
+    mask = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(1 - rate)
+    mask.div_(1 - rate)
+    return x * mask
+
+
+class Functional(nn.Module):
+    """A drop path that is no module: it may not close the block around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bn = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + functional_drop_path(self.b(self.a(x).relu()), 0.5, self.training)
+        return x + functional_drop_path(self.bn(x), 0.5, self.training)
+
+
+def test_functions_that_depend_on_the_mode_stay_open() -> None:
+    model = Of(lambda s, x: s.blocks(x), blocks=nn.Sequential(Functional(), Functional()))
+    gm = captured(model)
+    calls = targets(gm, "call_module")
+    assert len(calls) == 7 and calls.count("blocks.1.bn") == 1
+    same_in_both_modes(model, gm)
+    graph = analyse(gm, X)
+    open_ = {s.name for group in graph.groups if group.prunable for s, _ in group.slots}
+    assert {"blocks.0.a.weight", "blocks.1.a.weight"} <= open_
+    copies = verify.random_copies(graph, 0.5, np.random.default_rng(0))
+    verify.masked_equivalence(gm, graph, copies, resize(gm, graph, copies), X)
+
+
+def test_a_choice_between_two_results_couples_their_channels() -> None:
+    body = Of(
+        lambda s, x: s.b(x) if s.training else s.c(x), b=nn.Conv2d(8, 8, 1), c=nn.Conv2d(8, 8, 1)
+    )
+    gm = captured(nn.Sequential(body, nn.Conv2d(8, 2, 1)))
+    graph = analyse(gm, X)
+    (group,) = (
+        g for g in graph.groups if any(s.name == "0.b.weight" and s.dim == 0 for s, _ in g.slots)
+    )
+    assert group.prunable
+    assert {s.name for s, _ in group.slots} >= {"0.b.weight", "0.c.weight", "1.weight"}
+
+
+def test_what_one_mode_changes_in_place_stays_in_its_module() -> None:
+    class Running(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.aux = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+            self.conv = nn.Conv2d(8, 8, 1)
+            self.register_buffer("mean", torch.zeros(8, 1, 1))
 
-        def forward(self, x: Tensor) -> Any:
-            x = self.a(x)
-            return (x, self.aux(x)) if self.training else x
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            if self.training:
+                self.mean.copy_(x.mean((0, 2, 3))[:, None, None])
+            return x - self.mean
 
-    with pytest.raises(CaptureError, match=r"Auxiliary\.forward has a different structure") as e:
-        capture(Auxiliary(), X)
-    assert "aux_logits=False" in str(e.value)
+    model = Of(lambda s, x: s.r(x), r=Running())
+    gm = captured(model)
+    assert targets(gm, "call_module") == ["a", "r"]
+    with pytest.raises(CaptureError, match=r"Running\.forward has a different .*in place") as e:
+        capture(Running(), torch.randn(2, 8, 4, 4))
+    assert "module of its own" in str(e.value)
+
+
+class Caching(nn.Module):
+    """Keeps what it computes, as ConViT keeps its position table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid is None or self.grid.shape[0] != x.shape[3]:
+            self.grid = torch.arange(x.shape[3], device=x.device).float()
+        out: Tensor = self.conv(x) + self.grid
+        return out
+
+
+def test_what_a_model_keeps_from_a_call_does_not_reach_the_next_trace() -> None:
+    model = Caching()
+    gm = capture(model, X)
+    assert model.grid is None
+    assert torch.equal(gm(X), model(X))
 
 
 # --- refusals ---

@@ -1,0 +1,233 @@
+"""One graph from two: what a network does in training and in evaluation mode.
+
+The graphs of both modes are aligned node by node. Where an argument differs, the merged graph
+takes it by ``module.training``; what one mode alone computes stands in the graph beside the rest,
+and its result is not chosen in the other mode.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from lwdna.fx_passes.proxy import IN_PLACE
+
+#: Prefix of the names under which torch.fx stores tensors made while tracing.
+CONSTANT = "_tensor_constant"
+
+
+def has_effect(node: Node) -> bool:
+    """Whether a node does something besides returning a value."""
+    if node.op == "call_method":
+        method = str(node.target)
+        return method.endswith("_") and not method.endswith("__")
+    if node.op != "call_function":
+        return node.is_impure()
+    name = getattr(node.target, "__name__", "")
+    return (
+        node.is_impure()
+        or name in IN_PLACE
+        or (name.endswith("_") and not name.endswith("__"))
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which nodes of two traces are the same step of the model.
+
+    Attributes:
+        pairs: (in evaluation, in training) in the order of both graphs.
+        evaluated: nodes that exist in evaluation mode only.
+        trained: nodes that exist in training mode only.
+    """
+
+    pairs: list[tuple[Node, Node]]
+    evaluated: list[Node] = field(default_factory=list)
+    trained: list[Node] = field(default_factory=list)
+
+    @property
+    def lone(self) -> list[Node]:
+        """Nodes that exist in one mode only."""
+        return [*self.evaluated, *self.trained]
+
+
+def align(evaluated: Graph, trained: Graph) -> Alignment:
+    """Pair the nodes that do the same in the same module, in order.
+
+    Source: difflib.SequenceMatcher (https://docs.python.org/3/library/difflib.html).
+    """
+    nodes = list(evaluated.nodes), list(trained.nodes)
+    keys = [[(n.op, n.target, n.meta["module"]) for n in side] for side in nodes]
+    if keys[0] == keys[1]:
+        return Alignment(list(zip(*nodes, strict=True)))
+    found = Alignment([])
+    for tag, i, i_end, j, j_end in SequenceMatcher(
+        a=keys[0], b=keys[1], autojunk=False
+    ).get_opcodes():
+        if tag == "equal":
+            found.pairs.extend(zip(nodes[0][i:i_end], nodes[1][j:j_end], strict=True))
+        else:
+            found.evaluated.extend(nodes[0][i:i_end])
+            found.trained.extend(nodes[1][j:j_end])
+    return found
+
+
+def innermost(node: Node, entered: set[str]) -> str:
+    """Path of the innermost module around a node that is called in both modes.
+
+    Args:
+        node: a node that exists in one mode only.
+        entered: paths of the modules that are called in both modes.
+    """
+    path: str = node.meta["module"]
+    while path and path not in entered:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def obstacle(root: nn.Module, alignment: Alignment) -> tuple[Node, str] | None:
+    """A node of one mode that cannot run in the other mode too, and why.
+
+    What is merged runs in both modes, so it must leave alone what the other mode sees.
+    """
+    for lone, shared in (
+        (alignment.evaluated, [pair[0] for pair in alignment.pairs]),
+        (alignment.trained, [pair[1] for pair in alignment.pairs]),
+    ):
+        visible = {key for node in shared for key in _storages(node)}
+        for node in lone:
+            changed = [t for t in _changed(root, node) if t in visible]
+            if changed:
+                return node, "it changes a tensor in place that both modes use"
+    for node in alignment.evaluated:
+        if node.op == "call_module" and any(True for _ in _module(root, node).buffers()):
+            return node, "it would update its buffers in training mode"
+    return None
+
+
+def _module(root: nn.Module, node: Node) -> nn.Module:
+    return root.get_submodule(str(node.target))
+
+
+def _storages(node: Node) -> Iterator[int]:
+    hint = node.meta.get("hint")
+    if isinstance(hint, Tensor):
+        yield hint.untyped_storage()._cdata
+
+
+def _changed(root: nn.Module, node: Node) -> Iterator[int]:
+    """The storages that a node writes to."""
+    if node.op == "call_module":
+        writes = getattr(_module(root, node), "inplace", False)
+    else:
+        writes = has_effect(node) and node.target is not torch._assert
+    if writes:
+        for n in node.all_input_nodes[:1]:
+            yield from _storages(n)
+
+
+def merge(evaluated: Graph, trained: Graph, alignment: Alignment, twins: tuple[Any, Any]) -> None:
+    """Bring what is different in training mode into the graph of evaluation mode.
+
+    Args:
+        evaluated: the graph that becomes the merged one.
+        trained: the graph of training mode; it is not changed.
+        alignment: of these two.
+        twins: the modules that were traced, (in evaluation, in training), which hold the tensors
+            that were made on the way.
+    """
+    partner = {b: a for a, b in alignment.pairs}
+    known: dict[Node, Node] = {}
+    choices = _Choices(evaluated)
+    anchor = next(iter(evaluated.nodes))
+    for node in trained.nodes:
+        same = partner.get(node)
+        if same is not None and not _differ(twins, same, node):
+            known[node] = same
+            choices.unite(same, node, known)
+            anchor = same.next
+            continue
+        with evaluated.inserting_before(anchor):
+            known[node] = evaluated.node_copy(node, known.__getitem__)
+        if _is_constant(node):
+            _adopt(twins, known[node])
+
+
+def _is_constant(node: Node) -> bool:
+    return node.op == "get_attr" and str(node.target).startswith(CONSTANT)
+
+
+def _differ(twins: tuple[Any, Any], a: Node, b: Node) -> bool:
+    """Constants are numbered as they are met, so the same name may mean another tensor."""
+    if not _is_constant(a):
+        return False
+    x, y = getattr(twins[0], str(a.target)), getattr(twins[1], str(b.target))
+    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
+        return True
+    return not x.is_meta and not torch.equal(x, y)
+
+
+def _adopt(twins: tuple[Any, Any], node: Node) -> None:
+    value = getattr(twins[1], str(node.target))
+    node.target = f"{node.target}_training"
+    setattr(twins[0], node.target, value)
+
+
+class _Choices:
+    """Arguments that are chosen by ``module.training``, each choice one node."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._flags: dict[str, Node] = {}
+        self._made: dict[tuple[str, str, Node], Node] = {}
+
+    def unite(self, node: Node, other: Node, known: dict[Node, Node]) -> None:
+        """Let the arguments of ``node`` be those of ``other`` in training mode."""
+        theirs: Any = torch.fx.node.map_arg((other.args, other.kwargs), known.__getitem__)
+        with self.graph.inserting_before(node):
+            node.args = self._merge(node, tuple(node.args), tuple(theirs[0]))
+            node.kwargs = self._merge(node, dict(node.kwargs), dict(theirs[1]))
+
+    def _merge(self, node: Node, a: Any, b: Any) -> Any:
+        if isinstance(a, slice) and isinstance(b, slice):
+            parts = ((getattr(a, k), getattr(b, k)) for k in ("start", "stop", "step"))
+            return slice(*(self._merge(node, x, y) for x, y in parts))
+        if isinstance(a, (list, tuple)) and type(a) is type(b) and len(a) == len(b):
+            merged = [self._merge(node, x, y) for x, y in zip(a, b, strict=True)]
+            return type(a)(*merged) if hasattr(a, "_fields") else type(a)(merged)
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {key: self._merge(node, a[key], b[key]) for key in a}
+        if a is b or (type(a) is type(b) and not isinstance(a, Node) and a == b):
+            return a
+        flag = self._flag(node)
+        if a is False and b is True:
+            return flag
+        key = (repr(a), repr(b), flag)
+        if key not in self._made:
+            self._made[key] = self.graph.call_function(operator.getitem, ((a, b), flag))
+        return self._made[key]
+
+    def _flag(self, node: Node) -> Node:
+        path = node.meta["module"]
+        if path not in self._flags:
+            self._flags[path] = self.graph.get_attr(f"{path}.training" if path else "training")
+        return self._flags[path]
+
+
+def alternatives(node: Node) -> tuple[Any, Any] | None:
+    """(in evaluation, in training) of a node that chooses by mode; None for any other node."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], tuple):
+        return None
+    pair, flag = node.args[0], node.args[1]
+    if isinstance(flag, Node) and str(flag.target).rpartition(".")[2] == "training":
+        return pair[0], pair[1]
+    return None
