@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -64,14 +65,39 @@ def _unflatten(context: Repair) -> None:
     _sizes(context, 2, "sizes", context.shape(context.old)[start : start + len(sizes)])
 
 
-@repairs("repeat", "tile", torch.tile)
+_REPEATS = {"repeat": "repeats", "tile": "dims", torch.tile: "dims"}
+
+
+@repairs(*_REPEATS)
 def _repeat(context: Repair) -> None:
     """Only a repeated single entry (which fits any size) has a repeat count that may change."""
     source = context.old_value(context.node.args[0])
     shape = context.shape(context.old)
     lead = len(shape) - len(source.shape)
     inner = (1,) * lead + context.shape(source)
-    _sizes(context, 1, "repeats", [n // size for n, size in zip(shape, inner, strict=True)])
+    counts = [n // size for n, size in zip(shape, inner, strict=True)]
+    given = context.new_value(context.argument(1, _REPEATS[context.node.target]))
+    if isinstance(given, int):  # each count an argument of its own
+        given = context.node.args[1:]
+    # A tile may leave leading counts out, which are 1.
+    _sizes(context, 1, _REPEATS[context.node.target], counts[-len(given) :] if given else [])
+
+
+@repairs("as_strided", torch.as_strided)
+def _as_strided(context: Repair) -> None:
+    """A view whose channels may change is contiguous: strides follow from the sizes."""
+    wanted = context.shape(context.old)
+    if wanted != context.old.shape:
+        strides = [prod(wanted[d + 1 :]) for d in range(len(wanted))]
+        for position, name, numbers in ((1, "size", wanted), (2, "stride", strides)):
+            given = context.argument(position, name)
+            pairs = zip(given, numbers, strict=True)
+            context.set_argument(position, name, tuple(context.number(a, n) for a, n in pairs))
+
+
+@repairs(F.channel_shuffle, torch.native_channel_shuffle)
+def _channel_shuffle(context: Repair) -> None:
+    _groups(context, 1, "groups")
 
 
 @repairs(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.full)

@@ -25,6 +25,7 @@ from lwdna.graph import ChannelGraph, Copies
 
 aten = torch.ops.aten
 _LAYER_NORMS = (aten.layer_norm, aten.rms_norm)
+_NEUTRAL = {"zero": 0.0, "one": 1.0, "-inf": float("-inf"), "inf": float("inf")}
 
 
 class MaskedMode(ChannelMode):
@@ -66,9 +67,8 @@ class MaskedMode(ChannelMode):
             if dead is not None:
                 shape = [1] * m.tensor.dim()
                 shape[m.dim] = len(dead)
-                value = 0.0 if m.how == "zero" else float("-inf")
                 present = replaced.get(id(m.tensor), m.tensor)
-                replaced[id(m.tensor)] = present.masked_fill(dead.reshape(shape), value)
+                replaced[id(m.tensor)] = present.masked_fill(dead.reshape(shape), _NEUTRAL[m.how])
         args, kwargs = tree_map_only(
             Tensor, lambda t: replaced.get(id(t), t), (op.args, dict(op.kwargs))
         )

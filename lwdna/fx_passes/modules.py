@@ -103,6 +103,11 @@ def _group_norm(m: nn.GroupNorm, facts: Mapping[str, int], out_shape: tuple[int,
     m.num_groups = facts.get("num_groups", m.num_groups)
 
 
+@resizes(nn.ChannelShuffle)
+def _shuffle(m: nn.ChannelShuffle, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.groups = facts.get("groups", m.groups)
+
+
 @resizes(nn.PReLU)
 def _prelu(m: nn.PReLU, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     m.num_parameters = m.weight.numel()

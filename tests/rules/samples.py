@@ -653,19 +653,24 @@ REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "amax": lambda x, d: x.amax(d, keepdim=True),
     "max": lambda x, d: x.max(d, keepdim=True)[0],
     "logsumexp": lambda x, d: x.logsumexp(d, keepdim=True),
+    "min": lambda x, d: x.min(d, keepdim=True)[0],
+    "amin": lambda x, d: x.amin(d, keepdim=True),
+    "prod": lambda x, d: x.prod(d, keepdim=True),
+    "any": lambda x, d: (x > 0.5).any(d, keepdim=True).to(x.dtype),
+    "all": lambda x, d: (x > 0.5).all(d, keepdim=True).to(x.dtype),
 }
 for name, reduction in REDUCTIONS.items():
     sample(name, between(lambda x, f=reduction: x / (f(x, 1) + 9)), note="channels")
     sample(name, between(lambda x, f=reduction: f(x, 2) + f(x, 3)), note="positions")
 ORDERED: dict[str, Callable[[Tensor], Tensor]] = {
-    "cumsum": lambda x: x.cumsum(1),
     "argmax": lambda x: x + x.argmax(1, keepdim=True),
     "argmin": lambda x: x + x.argmin(1, keepdim=True),
     "topk": lambda x: x + x.topk(1, 1)[0],
     "sort": lambda x: x.sort(1)[0],
-    "min": lambda x: x + x.min(1, keepdim=True)[0],
-    "amin": lambda x: x + x.amin(1, keepdim=True),
-    "prod": lambda x: x + x.prod(1, keepdim=True),
+    "kthvalue": lambda x: x + x.kthvalue(2, 1, keepdim=True)[0],
+    "median": lambda x: x + x.median(1, keepdim=True)[0],
+    "nanmedian": lambda x: x + x.nanmedian(1, keepdim=True)[0],
+    "mode": lambda x: x + x.mode(1, keepdim=True)[0],
 }
 for name, ordered in ORDERED.items():
     sample(name, between(ordered), **CHANNELS_FROZEN, frozen={"a": "depends on every entry"})

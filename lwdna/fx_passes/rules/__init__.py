@@ -1,6 +1,7 @@
 """Channel rules of the ATen operators, one file per family."""
 
 from lwdna.fx_passes.rules import (  # noqa: F401  (importing registers the rules)
+    along,
     contraction,
     indexing,
     movement,
@@ -8,6 +9,7 @@ from lwdna.fx_passes.rules import (  # noqa: F401  (importing registers the rule
     pointwise,
     reduction,
     resampling,
+    strided,
 )
 from lwdna.fx_passes.rules.registry import OpCall, registered, rule_for
 

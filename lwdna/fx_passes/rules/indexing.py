@@ -48,3 +48,24 @@ def embedding(op: OpCall, weight: Tensor, indices: Tensor, *_: Any) -> None:
     op.freeze(rows, _ADDRESSED)
     op.freeze_all(indices, "positions")
     op.give((*(None,) * indices.dim(), columns))
+
+
+@rule(aten.gather, aten.scatter, aten.scatter_add)
+def gather(op: OpCall, x: Tensor, dim: int, index: Tensor, *values: Any, **_: Any) -> None:
+    """Each entry of ``index`` addresses along ``dim``, beside entries of its own position."""
+    dim = dim_of(dim, x.dim())
+    sources = [t for t in (index, *values) if isinstance(t, Tensor) and t.dim() == x.dim()]
+    for d, vector in enumerate(op.vec(x)):
+        for source in sources:
+            if d == dim or source.shape[d] != x.shape[d]:
+                op.freeze(vector, _ADDRESSED)
+                op.freeze(op.vec(source)[d], _ADDRESSED)
+            else:
+                op.couple(vector, op.vec(source)[d])
+    first = index if op.name == "gather" else x
+    op.give(
+        tuple(
+            None if d == dim or op.out.shape[d] != x.shape[d] else v
+            for d, v in enumerate(op.vec(first))
+        )
+    )

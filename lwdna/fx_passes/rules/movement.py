@@ -301,6 +301,16 @@ def pixel_unshuffle(op: OpCall, x: Tensor, downscale_factor: int) -> None:
     op.give((*lead, repeated, None, None))
 
 
+@rule(aten.channel_shuffle, aten.native_channel_shuffle)
+def channel_shuffle(op: OpCall, x: Tensor, groups: int) -> None:
+    """The groups' channels in turn: (groups, width) is transposed."""
+    batch, channels, *positions = op.vec(x)
+    sizes = (groups, x.shape[1] // groups)
+    group, width = op.space.split(channels, sizes, op.node)
+    op.recorder.add_fact("groups", group)
+    op.give((batch, op.space.merge(sizes[::-1], (width, group), op.node), *positions))
+
+
 @rule(aten.im2col)
 def im2col(op: OpCall, x: Tensor, *_: Any) -> None:
     """Every channel becomes its patch: (N, C, H, W) -> (N, C·k², L)."""

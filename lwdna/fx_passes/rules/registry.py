@@ -43,8 +43,9 @@ class Recorder(Protocol):
 class Mixing:
     """An operator that mixes channels: what removing some of them means for it.
 
-    ``how`` is ``"zero"`` (the removed entries count as 0), ``"-inf"`` (they lose every maximum and
-    get no softmax weight) or ``"kept"`` (the operator sees the kept entries only).
+    ``how`` is the neutral element that the removed entries become: ``"zero"`` (of sums), ``"one"``
+    (of products), ``"-inf"`` (they lose every maximum and get no softmax weight), ``"inf"`` (they
+    lose every minimum); or ``"kept"`` (the operator sees the kept entries only).
     """
 
     tensor: Tensor
@@ -86,6 +87,18 @@ class OpCall:
     def node(self) -> str:
         """Name of the graph node that the call belongs to."""
         return self.recorder.node
+
+    def argument(self, name: str) -> Any:
+        """An argument by its name in the operator's schema; its default if it was not given.
+
+        None if this overload has no such argument.
+        """
+        for position, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                if position < len(self.args) and not argument.kwarg_only:
+                    return self.args[position]
+                return self.kwargs.get(name, argument.default_value)
+        return None
 
     def vec(self, tensor: Tensor) -> Vectors:
         """Channel vectors of a tensor, one per dimension."""
@@ -154,3 +167,10 @@ def rule_for(func: OpOverload) -> Rule | None:
 def dim_of(dim: int, rank: int) -> int:
     """Non-negative dimension."""
     return dim % rank if rank else 0
+
+
+def dims_of(dims: Any, rank: int) -> set[int]:
+    """Non-negative dimensions of a ``dim`` argument: one, several, or (None, empty) all."""
+    if dims is None or dims == []:
+        return set(range(rank))
+    return {dim_of(d, rank) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
