@@ -26,6 +26,7 @@ from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
+from lwdna.fx_passes.kernels import MetaKernels
 from lwdna.fx_passes.modes import alternatives
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
@@ -55,6 +56,7 @@ class ChannelMode(TorchDispatchMode):
         self.facts: dict[str, dict[str, Vector]] = {}
         self.roles: dict[str, WeightRole] = {}
         self.tensors: dict[str, Vectors] = {}
+        self._run = MetaKernels()
         self._names = {id(t): n for n, t in (*root.named_parameters(), *root.named_buffers())}
         self._buffers = {name for name, _ in root.named_buffers()}
         # The tensor is kept with its vectors: an id is only unique while its object lives.
@@ -130,7 +132,7 @@ class ChannelMode(TorchDispatchMode):
                 decomposed = func.decompose(*args, **kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
-        op = OpCall(func, args, kwargs, func(*args, **kwargs), self)
+        op = OpCall(func, args, kwargs, self._run(func, args, kwargs), self)
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if rule is None:
             _freeze_unknown(op, inputs)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes._base import CAPTURED
+from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, has_effect, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
     CONSTANTS,
@@ -105,20 +106,23 @@ class _Trace:
     graph: Graph
 
 
-def _trace(model: nn.Module, training: bool, hints: Any, leaves: frozenset[str]) -> _Trace:
+def _trace(
+    model: nn.Module, training: bool, hints: Any, leaves: frozenset[str], kernels: MetaMode
+) -> _Trace:
     # A fresh twin each time: forward() may keep what it computes (a cached position table), and
     # train() may clear such caches.
     twin = meta_twin(model).train().train(training)
-    tracer = HintedTracer(hints, leaves)
+    tracer = HintedTracer(hints, leaves, kernels)
     return _Trace(tracer, twin, tracer.trace(twin))
 
 
 def _trace_modes(model: nn.Module, hints: Any) -> _Trace:
     """Trace in both modes, and merge; what exists in one mode only is best left to a leaf."""
     leaves: frozenset[str] = frozenset()
+    kernels = MetaMode()
     for _ in range(_MAX_ROUNDS):
-        evaluated = _trace(model, False, hints, leaves)
-        trained = _trace(model, True, hints, leaves)
+        evaluated = _trace(model, False, hints, leaves, kernels)
+        trained = _trace(model, True, hints, leaves, kernels)
         alignment = align(evaluated.graph, trained.graph)
         more = _mode_leaves(evaluated, trained, alignment)
         if not more:

@@ -14,6 +14,7 @@ from lwdna.channels import Ids
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, modules
 from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
+from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.literals import (
     Repair,
     check_shapes,
@@ -188,7 +189,7 @@ def _between(before: Node, node: Node) -> list[Node]:
 
 def _repair_literals(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
     twin = meta_twin(gm).eval()
-    with torch.inference_mode(), torch.device("meta"):
+    with torch.inference_mode(), torch.device("meta"), MetaMode():
         _LiteralRepair(twin, gm, graph, copies).run(*graph.inputs)
     for node in reversed(gm.graph.nodes):  # numbers that repairs have made superfluous
         number = node.op == "call_function" and not holds_tensors(graph.values.get(node.name))

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map, tree_map_only
 
 from lwdna.errors import CaptureError, LwdnaError
+from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 
 _FACTORY_NAMES = (
@@ -84,12 +85,14 @@ class HintedTracer(torch.fx.Tracer):
         hints: one hint per placeholder, in order (meta tensors or plain values).
         leaves: paths of modules outside torch.nn that are not traced through, because their
             behaviour depends on ``training``.
+        kernels: evaluates hints; the traces of one network share it.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, hints: tuple[Any, ...], leaves: frozenset[str]) -> None:
+    def __init__(self, hints: tuple[Any, ...], leaves: frozenset[str], kernels: MetaMode) -> None:
         super().__init__()
+        self._kernels = kernels
         self._placeholder_hints = hints
         self.leaves = leaves
         self.evaluating = False
@@ -237,7 +240,7 @@ class HintedTracer(torch.fx.Tracer):
         args, kwargs = _hints(args), _hints(kwargs)
         self.evaluating = True
         try:
-            with torch.no_grad():
+            with torch.inference_mode(), self._kernels:
                 return tree_map_only(Tensor, _to_meta, self._run(kind, target, args, kwargs))
         except CaptureError:
             raise
