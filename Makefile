@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all format lint types check bench clean
+.PHONY: help venv demo test test-all format lint types check bench zoo zoo-sample clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -50,6 +50,14 @@ bench: $(READY)-bench  ## Time passes, scoring and selection, against a peer or 
 	$(BIN)/python -m benchmarks.bm_compile
 	$(BIN)/python -m benchmarks.bm_scoring
 	$(BIN)/python -m benchmarks.bm_selection
+
+zoo: $(READY)-bench  ## Every model of timm and torchvision; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.zoo.plots
+	$(BIN)/python -m benchmarks.zoo.report
+
+zoo-sample: $(READY)  ## 40 models of different architectures
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --sample 40 --no-peer --redo all --output out/zoo-sample.jsonl
 
 clean:  ## Remove caches and build products; the environment stays
 	rm -rf build dist htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache && find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.compile_worker import SHARE
 from benchmarks.networks import NETWORKS
+from benchmarks.pruners import SHARE
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "results" / "bm_compile.json"

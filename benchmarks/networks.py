@@ -72,16 +72,24 @@ def build(name: str) -> tuple[nn.Module, Size]:
     """
     library, _, model = name.partition(":")
     if library == "timm":
-        network = timm.create_model(model, pretrained=False)
-        return network, tuple(network.default_cfg["input_size"])
+        return timm.create_model(model, pretrained=False), default_size(name)
     if library == "torchvision":
-        backbone = {"weights_backbone": None} if _is_segmentation(model) else {}
-        return torchvision.models.get_model(model, weights=None, **backbone), (3, 224, 224)
+        backbone = {"weights_backbone": None} if _has_backbone(model) else {}
+        return torchvision.models.get_model(model, weights=None, **backbone), default_size(name)
     raise ValueError(f"{name!r}: write 'timm:<name>' or 'torchvision:<name>'")
 
 
-def _is_segmentation(model: str) -> bool:
-    return model in torchvision.models.list_models(module=torchvision.models.segmentation)
+def _has_backbone(model: str) -> bool:
+    """Whether a torchvision model is built around a classifier that comes with weights."""
+    kinds = (torchvision.models.segmentation, torchvision.models.detection)
+    return any(model in torchvision.models.list_models(module=kind) for kind in kinds)
+
+
+def default_size(name: str) -> Size:
+    """The input size (C, H, W) in a timm model's configuration; 224 pixels for torchvision."""
+    library, _, model = name.partition(":")
+    config = timm.get_pretrained_cfg(model) if library == "timm" else None
+    return (3, 224, 224) if config is None else config.input_size
 
 
 def small_size(name: str) -> Size:
@@ -90,6 +98,6 @@ def small_size(name: str) -> Size:
     if library == "timm":
         config = timm.get_pretrained_cfg(model)
         if config is not None and config.fixed_input_size:
-            return config.input_size
+            return default_size(name)
     side = _SMALL_EXCEPTIONS.get(name, _SMALL)
     return 3, side, side

@@ -7,7 +7,7 @@ statement of what it compared otherwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,26 @@ def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
         return [t for t in tree_leaves(network(*inputs)) if isinstance(t, Tensor)]
 
 
-def identity(model: nn.Module, gm: GraphModule, inputs: Any) -> str:
+def evaluated(network: nn.Module, inputs: Any) -> list[Tensor]:
+    """Outputs of a network in evaluation mode; the network keeps its mode and statistics.
+
+    Args:
+        network: any module.
+        inputs: real inputs of ``forward``.
+    """
+    return _outputs(detached_copy(network).eval(), as_arguments(network, inputs))
+
+
+def identity(
+    model: nn.Module, gm: GraphModule, inputs: Any, *, expected: Sequence[Tensor] | None = None
+) -> str:
     """Invariant 1: the captured (or all-kept) module is bit-identical to the model.
 
     Args:
         model: the original.
         gm: its capture, or :func:`resize` of it with one copy of every unit.
         inputs: real inputs of ``forward``.
+        expected: ``evaluated(model, inputs)`` where it is known: one forward pass less.
     """
     ours, theirs = gm.state_dict(), model.state_dict()
     require(
@@ -50,9 +63,8 @@ def identity(model: nn.Module, gm: GraphModule, inputs: Any) -> str:
     )
     for key, value in theirs.items():
         require(torch.equal(ours[key], value), f"identity: {key} differs")
-    arguments = as_arguments(model, inputs)
-    a = _outputs(detached_copy(model).eval(), arguments)
-    b = _outputs(detached_copy(gm).eval(), arguments)
+    a = evaluated(model, inputs) if expected is None else expected
+    b = evaluated(gm, as_arguments(model, inputs))
     require(len(a) == len(b), f"identity: {len(a)} outputs became {len(b)}")
     for k, (x, y) in enumerate(zip(a, b, strict=True)):
         require(torch.equal(x, y), f"identity: output {k} differs by {_difference(x, y)}")
@@ -65,7 +77,14 @@ def _difference(x: Tensor, y: Tensor) -> str:
     return f"{float((x - y).abs().max()):.3g} at most"
 
 
-def round_trip(gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: Any) -> str:
+def round_trip(
+    gm: GraphModule,
+    graph: ChannelGraph,
+    copies: Copies,
+    inputs: Any,
+    *,
+    expected: Sequence[Tensor] | None = None,
+) -> str:
     """Invariant 2: widening and keeping the originals gives back the input, bit by bit.
 
     Args:
@@ -73,12 +92,13 @@ def round_trip(gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: Any
         graph: its channel graph.
         copies: a widening, shape (units,), every entry >= 1.
         inputs: real inputs of ``forward``.
+        expected: as for :func:`identity`.
     """
     wide = resize(gm, graph, copies)
     wide_graph = graph.restrict(copies)
     originals = np.append(True, np.diff(np.repeat(np.arange(graph.units), copies)) > 0)
     back = resize(wide, wide_graph, originals.astype(np.int64))
-    return identity(gm, back, inputs)
+    return identity(gm, back, inputs, expected=expected)
 
 
 def masked_equivalence(
@@ -170,7 +190,7 @@ def measured_cost(network: nn.Module, inputs: Any) -> tuple[int, int]:
 
     Source: torch.utils.flop_counter (half of its FLOPs), ``Tensor.numel``.
     """
-    twin = meta_twin(network).eval()
+    twin = meta_twin(network).eval().requires_grad_(False)  # the counter hooks what needs gradients
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         twin(*single_batch(as_arguments(network, inputs)))
     return counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
@@ -194,19 +214,24 @@ def cost(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> str:
 
 
 def trains(
-    network: GraphModule, inputs: Any, *, loss_fn: Callable[[Any], Tensor] | None = None
+    network: GraphModule,
+    inputs: Any,
+    *,
+    loss_fn: Callable[[Any], Tensor] | None = None,
+    batches: Sequence[int] = (1, 3),
 ) -> str:
-    """Invariant 7: modes act, batch sizes 1 and 3 work, gradients are finite, state round-trips.
+    """Invariant 7: modes act, batch sizes work, gradients are finite, state round-trips.
 
     Args:
         network: any captured or resized network; a copy is worked on.
         inputs: real inputs of ``forward``, batch first.
         loss_fn: loss from the output; the mean square of all outputs by default.
+        batches: batch sizes to evaluate; the last one is trained on.
     """
     work: GraphModule = detached_copy(network)
     work.eval()
     require(not any(m.training for m in work.modules()), "trains: eval() does not reach a module")
-    for n in (1, 3):
+    for n in batches:
         batch = _batch(as_arguments(network, inputs), n)
         again = [_outputs(work, batch) for _ in range(2)]
         for x, y in zip(*again, strict=True):
@@ -238,7 +263,8 @@ def trains(
             require(bool(p.grad.isfinite().all()), f"trains: gradient of {name} is not finite")
     require(used > 0, "trains: no parameter gets a gradient")
     return (
-        f"{used} parameters with finite gradients, batches 1 and 3, state and deepcopy round-trip"
+        f"{used} parameters with finite gradients, batches {' and '.join(map(str, batches))}, "
+        "state and deepcopy round-trip"
     )
 
 

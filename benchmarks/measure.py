@@ -1,0 +1,92 @@
+"""Seconds, memory and limits of one step: what the benchmarks' workers share."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_MB = 2**20
+
+Seconds = dict[str, float]
+
+
+class TimeLimitError(BaseException):
+    """A step ran into its limit; no ``except Exception`` of the step's may swallow it."""
+
+
+class Clock:
+    """Seconds of each stage; garbage of the stage before is not on the bill."""
+
+    def __init__(self) -> None:
+        self.seconds: Seconds = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        gc.collect()
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Stop the block after ``seconds`` with :class:`TimeLimitError` (main thread only)."""
+
+    def stop(*_: Any) -> None:
+        raise TimeLimitError(f"stopped after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, should a bare except swallow it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def described(stage: str, error: BaseException) -> str:
+    """Stage, type and first line of an error.
+
+    Paths start at the package they are in: nothing names the machine.
+    """
+    lines = str(error).strip().splitlines() or [""]
+    text = re.sub(r"(?<![\w.])(?:/[\w.@+-]+)+/site-packages/", "", lines[0])
+    text = re.sub(r"(?<![\w.])(?:/[\w.@+-]+)+/", "", text)
+    return f"{stage}: {type(error).__name__.strip('_')}: {text[:300]}"
+
+
+def _resident() -> tuple[float, float]:
+    """(MB in use, MB in use at most so far)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        kb = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status.read_text()))
+        return int(kb["VmRSS"]) / 1024, int(kb["VmHWM"]) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MB
+    return peak, peak
+
+
+def peak_memory(step: Callable[[], object]) -> float:
+    """MB by which ``step`` raises the resident memory at most.
+
+    Free heap pages go back to the system first and the kernel's high-water mark is reset, so that
+    neither hides what the step needs. Where there is no /proc, the increase of ``ru_maxrss`` is a
+    lower bound.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before, _ = _resident()
+    step()
+    return _resident()[1] - before

@@ -1,0 +1,137 @@
+"""The invariants of ``lwdna.fx_passes.verify`` on one model of a zoo, without repeated forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from benchmarks.measure import described
+from benchmarks.zoo.inputs import example
+from lwdna.fx_passes import verify
+from lwdna.fx_passes.state import require
+from lwdna.fx_passes.widen import widen_copies
+from lwdna.graph import ChannelGraph, Copies
+
+_WIDEN = 1.25  # of the round trip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with its capture, its channel graph and its shrunk network.
+
+    Attributes:
+        name: ``"library:model"``.
+        model: the original.
+        gm: its capture.
+        graph: its channel graph.
+        copies: what was kept, shape (units,).
+        net: the shrunk network.
+        seed: of the inputs.
+    """
+
+    name: str
+    model: nn.Module
+    gm: GraphModule
+    graph: ChannelGraph
+    copies: Copies
+    net: GraphModule
+    seed: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the oracles say.
+
+    Attributes:
+        held: invariant -> what was compared.
+        broken: invariant -> what differs.
+        facts: the resolution of the numeric oracles, and why it is not the small one.
+    """
+
+    held: dict[str, str]
+    broken: dict[str, str]
+    facts: dict[str, Any]
+
+
+def numeric(case: Case) -> Verdict:
+    """All invariants, on real inputs.
+
+    Raises:
+        RuntimeError: the captured network runs on none of its inputs.
+    """
+    inputs, expected, facts = _settle(case)
+    one = first_sample(inputs)
+    gm, graph, copies, net = case.gm, case.graph, case.copies, case.net
+    wide = widen_copies(graph, _WIDEN)
+    checks: dict[str, Callable[[], str]] = {
+        "identity": lambda: verify.identity(case.model, gm, one, expected=expected),
+        "round trip": lambda: verify.round_trip(gm, graph, wide, one, expected=expected),
+        "masked equivalence": lambda: verify.masked_equivalence(gm, graph, copies, net, one),
+        "trains": lambda: verify.trains(net, inputs, batches=(2,)),
+    }
+    return _judge({**_structural(case), **checks}, facts)
+
+
+def on_meta(case: Case) -> Verdict:
+    """The invariants that need no values: shapes, cost and restriction."""
+    return _judge({"shapes": lambda: _same_shapes(case), **_structural(case)}, {})
+
+
+def _structural(case: Case) -> dict[str, Callable[[], str]]:
+    return {
+        "restriction": lambda: verify.restriction(case.graph, case.copies, case.net),
+        "cost": lambda: verify.cost(case.graph, case.copies, case.net),
+    }
+
+
+def _same_shapes(case: Case) -> str:
+    """The shrunk network's outputs have the shapes of the original's, at batch size 2."""
+    inputs = example(case.name, 2, device="meta")
+    ours, theirs = (_shapes(verify.evaluated(network, inputs)) for network in (case.net, case.gm))
+    require(ours == theirs, f"shapes: {theirs} became {ours}")
+    return f"{len(ours)} output shapes as before"
+
+
+def _judge(checks: Mapping[str, Callable[[], str]], facts: dict[str, Any]) -> Verdict:
+    """Run every check, whatever the others say."""
+    verdict = Verdict({}, {}, facts)
+    for name, check in checks.items():
+        try:
+            verdict.held[name] = check()
+        except Exception as error:
+            verdict.broken[name] = described(name, error)
+    return verdict
+
+
+def _settle(case: Case) -> tuple[tuple[Any, ...], list[torch.Tensor], dict[str, Any]]:
+    """Inputs at batch size 2, the model's outputs on the first sample, and what was tried.
+
+    The smallest resolution, unless the network was captured for another one only (its Python code
+    branches on sizes) or does not run there; then its own.
+    """
+    small, own = (example(case.name, 2, small=s, seed=case.seed) for s in (True, False))
+    facts: dict[str, Any] = {}
+    for inputs in (small, own) if _shapes(small) != _shapes(own) else (own,):
+        try:
+            expected = verify.evaluated(case.model, first_sample(inputs))
+            verify.evaluated(case.gm, first_sample(inputs))
+        except Exception as error:
+            facts["small_refused"] = described("forward", error)
+        else:
+            return inputs, expected, {"verified_at": _shapes(inputs), **facts}
+    raise RuntimeError(f"the captured network does not run: {facts['small_refused']}")
+
+
+def first_sample(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments at batch size 1."""
+    return tuple(tree_map_only(torch.Tensor, lambda t: t[:1], inputs))
+
+
+def _shapes(tensors: Any) -> list[tuple[int, ...]]:
+    return [tuple(t.shape) for t in tree_leaves(tensors)]
