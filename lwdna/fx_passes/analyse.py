@@ -61,7 +61,9 @@ class ChannelMode(TorchDispatchMode):
         self._buffers = {name for name, _ in root.named_buffers()}
         # The tensor is kept with its vectors: an id is only unique while its object lives.
         self._known: dict[int, tuple[Tensor, Vectors]] = {}
-        self._origins: dict[int, str] = {id(t): n for n, t in root.named_parameters()}
+        # A buffer is "": no activation, but no parameter either.
+        self._origins: dict[int, str] = {id(t): "" for t in root.buffers()}
+        self._origins.update({id(t): n for n, t in root.named_parameters()})
 
     def vectors(self, tensor: Tensor) -> Vectors:
         """Channel vectors of a tensor; those of a parameter are opened when it is first met."""
@@ -73,8 +75,8 @@ class ChannelMode(TorchDispatchMode):
 
     def _open(self, tensor: Tensor) -> Vectors:
         name = self._names.get(id(tensor))
-        if name is None or not tensor.is_floating_point():
-            return (None,) * tensor.dim()
+        if name is None or not (tensor.is_floating_point() or tensor.dtype == torch.bool):
+            return (None,) * tensor.dim()  # integers are addresses
         kind: Any = "buffer" if name in self._buffers else "parameter"
         opened = tuple(
             self.space.fresh(n, Slot(name, d, kind)) if n > 1 else None
@@ -98,7 +100,7 @@ class ChannelMode(TorchDispatchMode):
 
     def origin(self, tensor: Tensor) -> str | None:
         """Name of the parameter a tensor is computed from, if it depends on no activation."""
-        return self._origins.get(id(tensor))
+        return self._origins.get(id(tensor)) or None
 
     def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None:
         """Record a cost term of the current node."""
@@ -113,11 +115,17 @@ class ChannelMode(TorchDispatchMode):
     def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int) -> None:
         """Record which dimensions of the parameter behind ``weight`` are outputs and inputs."""
         name = self.origin(weight)
-        if name is None or len(self.tensors.get(name, ())) != weight.dim():
+        if name is None:
             return
-        out, own = self.vectors(weight)[out_dim], self.tensors[name]
+        vectors, own = self.vectors(weight), self.tensors.get(name, ())
+        out, into = vectors[out_dim], vectors[in_dim]
+        if len(own) == 2 and weight.dim() > 2:  # a matrix that a batched product saw as a batch
+            out_dim, in_dim = 0, 1
+        elif len(own) != weight.dim():
+            return
         for first, second in ((out_dim, in_dim), (in_dim, out_dim)):  # or through a transpose
-            if np.array_equal(out, own[first]):  # type: ignore[arg-type]
+            matched, other = (out, first) if out is not None else (into, second)
+            if np.array_equal(matched, own[other]):  # type: ignore[arg-type]
                 role = WeightRole(first, second, kernel, node=self.node)
                 self.roles.setdefault(name, role)
                 return
@@ -151,7 +159,7 @@ class ChannelMode(TorchDispatchMode):
             return
         for t in tree_leaves(out):
             if isinstance(t, Tensor):
-                self._origins.setdefault(id(t), next(n for n in names if n is not None))
+                self._origins.setdefault(id(t), next((n for n in names if n), ""))
 
 
 def _freeze_unknown(op: OpCall, inputs: list[Tensor]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from lwdna.channels import ChannelSpace, Vectors
 
@@ -44,8 +46,6 @@ def unsupported(module: nn.Module) -> str | None:
         holds = any(p is not None for p in (*child._parameters.values(), *child._buffers.values()))
         if holds and _resizer(child) is None:
             return f"module type {type(child).__name__} has no resize rule"
-        if isinstance(child, nn.RNNBase) and child.proj_size:
-            return "an LSTM with projections has no resize rule"
     return None
 
 
@@ -53,22 +53,24 @@ def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ..
     """Bring the width attributes of a leaf module up to date with its tensors."""
     if _resizer(module) is None:  # no parameters, or several layers, whose widths stay
         return
-    for child in module.modules():
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()  # a spectral norm that is asked for its weight's shape in training iterates
+    for child, training in modes:
         resizer = _resizer(child)
         if resizer is not None:
             resizer(child, facts, out_shape)
+        child.training = training
 
 
 def couple_hidden(
     module: nn.Module, space: ChannelSpace, vectors: Callable[[Any], Vectors], node: str
 ) -> None:
-    """All layers and directions of a recurrent module share one ``hidden_size``."""
-    if isinstance(module, nn.RNNBase):
-        hidden = [
-            vectors(p)[1] for name, p in module.named_parameters() if name.startswith("weight_hh")
-        ]
-        for other in hidden[1:]:
-            space.couple(hidden[0], other, node, "hidden_size")
+    """All gates, layers and directions of a recurrent module share one ``hidden_size``."""
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        for size, prefix in (("hidden_size", "weight_hh"), ("projection", "weight_hr")):
+            shared = [vectors(p)[1] for n, p in module.named_parameters() if n.startswith(prefix)]
+            for other in shared[1:]:
+                space.couple(shared[0], other, node, size)
 
 
 @resizes(nn.modules.conv._ConvNd)
@@ -122,6 +124,18 @@ def _embedding(m: nn.Embedding, facts: Mapping[str, int], out_shape: tuple[int, 
 def _recurrent(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     m.input_size = m.weight_ih_l0.shape[1]
     m.hidden_size = m.weight_hh_l0.shape[1]
+    if m.proj_size:  # what is fed back is projected: (projection, hidden)
+        m.proj_size, m.hidden_size = m.weight_hr_l0.shape
+
+
+@resizes(nn.RNNCellBase)
+def _cell(m: nn.RNNCellBase, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.input_size, m.hidden_size = m.weight_ih.shape[1], m.weight_hh.shape[1]
+
+
+@resizes(parametrize.ParametrizationList, _SpectralNorm)
+def _parametrized(m: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    """Weight and spectral normalisation know no widths; their layer asks for the weight's shape."""
 
 
 @resizes(nn.Unflatten)

@@ -20,7 +20,10 @@ from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.rules import registered, registry
 from lwdna.graph import ChannelGraph, Copies
-from tests.rules import samples_along  # noqa: F401  (importing adds its samples)
+from tests.rules import (  # noqa: F401  (importing adds their samples)
+    samples_along,
+    samples_weights,
+)
 from tests.rules.samples import SAMPLES, Sample
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=[s.id for s in SAMPLES])

@@ -141,8 +141,30 @@ def matmul(op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None
     kind = "linear" if a.dim() == 2 else "matmul"
     _product(op, kind, (*a.shape, b.shape[-1]), (*op.vec(a), columns))
     _activations(op, tuple(op.out.shape), op.vec(op.out))
-    if a.dim() == 2:
-        op.recorder.add_role(b, 1, 0, 1)
+    if all(v is None for v in batch_a):  # either operand may be a weight
+        op.recorder.add_role(b, b.dim() - 1, b.dim() - 2, 1)
+        op.recorder.add_role(a, a.dim() - 2, a.dim() - 1, 1)
+
+
+@rule(aten.mv, aten.dot, aten.vdot)
+def vector_product(op: OpCall, a: Tensor, b: Tensor) -> None:
+    """Matrix (n, k) · vector (k), or vector (k) · vector (k): power iterations, no layers."""
+    *rows, inner = op.vec(a)
+    op.couple(inner, op.vec(b)[0])
+    op.mix(a, a.dim() - 1, "zero")
+    op.give(tuple(rows))
+
+
+@rule(aten._cdist_forward)
+def distance(op: OpCall, a: Tensor, b: Tensor, *_: Any) -> None:
+    """Distances of rows: (..., n, k) and (..., m, k) -> (..., n, m)."""
+    *batch, rows, inner = op.vec(a)
+    *batch_b, rows_b, inner_b = op.vec(b)
+    for v, w in zip((*batch, inner), (*batch_b, inner_b), strict=True):
+        op.couple(v, w)
+    op.mix(a, a.dim() - 1, "zero")
+    op.mix(b, b.dim() - 1, "zero")
+    op.give((*batch, rows, rows_b))
 
 
 @rule(aten.addmm, aten.baddbmm)

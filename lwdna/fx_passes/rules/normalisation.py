@@ -89,3 +89,16 @@ def softmax(op: OpCall, x: Tensor, dim: int, *_: Any, **__: Any) -> None:
     """Removed entries get no weight."""
     op.mix(x, dim_of(dim, x.dim()), "-inf")
     op.give(op.vec(x))
+
+
+@rule(aten._weight_norm_interface)
+def weight_norm(op: OpCall, v: Tensor, g: Tensor, dim: int = 0) -> None:
+    """Direction times length; the length is that of the kept entries once some are removed."""
+    vectors = op.vec(v)
+    op.couple(vectors[dim], op.vec(g)[dim])
+    for d in range(v.dim()):
+        if d != dim:
+            op.mix(v, d, "kept")
+    weight, norms = op.out
+    op.give(vectors, weight)
+    op.give(tuple(w if d == dim else None for d, w in enumerate(vectors)), norms)
