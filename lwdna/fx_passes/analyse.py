@@ -38,7 +38,6 @@ from lwdna.inputs import as_arguments
 #: The activations that the paper's counter sees: objects of these classes (METHOD §4 names the
 #: first; the authors' released counter has all five).
 _COUNTED = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
-_OPAQUE_FUNCTIONS = {torch.nn.functional.multi_head_attention_forward}
 
 
 class ChannelMode(TorchDispatchMode):
@@ -189,8 +188,6 @@ class ChannelInterpreter(torch.fx.Interpreter):
         pair = alternatives(n)
         if pair is not None:
             self._unite_modes(n, *map_arg(pair, self.env.__getitem__))
-        if n.target in _OPAQUE_FUNCTIONS:
-            self._freeze((self.args_of(n), result), f"{n._pretty_print_target(n.target)} is opaque")
         self.values[n.name] = tree_map(self._channels, result)
         return result
 

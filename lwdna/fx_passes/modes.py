@@ -103,11 +103,12 @@ def obstacle(root: nn.Module, alignment: Alignment) -> tuple[Node, str] | None:
         (alignment.evaluated, [pair[0] for pair in alignment.pairs]),
         (alignment.trained, [pair[1] for pair in alignment.pairs]),
     ):
-        visible = {key for node in shared for key in _storages(node)}
+        state = [node for node in lone if node.op == "get_attr"]  # seen by every later call
+        visible = {key for node in (*shared, *state) for key in _storages(node)}
         for node in lone:
             changed = [t for t in _changed(root, node) if t in visible]
             if changed:
-                return node, "it changes a tensor in place that both modes use"
+                return node, "it changes a tensor in place that is seen in both modes"
     for node in alignment.evaluated:
         if node.op == "call_module" and any(True for _ in _module(root, node).buffers()):
             return node, "it would update its buffers in training mode"

@@ -6,12 +6,9 @@ from the hint; factories (``torch.arange`` ...) are recorded even when no proxy 
 
 from __future__ import annotations
 
-import builtins
 import inspect
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import FunctionType
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,31 +20,19 @@ from torch.utils._pytree import tree_any, tree_leaves, tree_map, tree_map_only
 
 from lwdna.errors import CaptureError, LwdnaError
 from lwdna.fx_passes.kernels import MetaMode
+from lwdna.fx_passes.modes import has_effect
+from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 
-_FACTORY_NAMES = (
-    "arange",
-    "bartlett_window",
-    "blackman_window",
-    "empty",
-    "eye",
-    "full",
-    "hamming_window",
-    "hann_window",
-    "linspace",
-    "logspace",
-    "ones",
-    "rand",
-    "randint",
-    "randn",
-    "randperm",
-    "tensor",
-    "tril_indices",
-    "triu_indices",
-    "zeros",
+#: Modules of torch.nn that are traced through, down to the layers they are made of.
+_OPENED_MODULES = (
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
 )
-_FACTORIES = {getattr(torch, name) for name in _FACTORY_NAMES}
-_SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
 
 
 class _Recorder(TorchFunctionMode):
@@ -63,12 +48,9 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tracer.evaluating:
             return func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
-            raise CaptureError(
-                f"forward() switches gradients on or off at {source_line()}, which a graph does "
-                "not carry over: use .detach() on the tensors instead"
-            )
-        if func not in _FACTORIES and not tree_any(is_proxy, (args, kwargs)):
+        if func in OPENED:
+            return OPENED[func](*args, **kwargs)
+        if func not in FACTORIES and not tree_any(is_proxy, (args, kwargs)):
             return func(*args, **kwargs)
         if torch.overrides.is_tensor_method_or_property(func):
             name = func.__name__
@@ -98,6 +80,8 @@ class HintedTracer(torch.fx.Tracer):
         self.evaluating = False
         self.entered: set[str] = set()  # paths of the modules that were called
         self._guarded: set[Node] = set()
+        self._differentiable: set[Node] = set()
+        self._without_grad: dict[Node, HintedProxy] = {}
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -136,7 +120,10 @@ class HintedTracer(torch.fx.Tracer):
         return (
             module_qualified_name in self.leaves
             or isinstance(m, nn.modules.batchnorm._NormBase)
-            or super().is_leaf_module(m, module_qualified_name)
+            or (
+                not isinstance(m, _OPENED_MODULES)
+                and super().is_leaf_module(m, module_qualified_name)
+            )
         )
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
@@ -144,7 +131,7 @@ class HintedTracer(torch.fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._tensors = dict(named)
-        with _patched(), torch.enable_grad(), _Recorder(self):
+        with python_for_proxies(), torch.enable_grad(), _Recorder(self):
             try:
                 return super().trace(root, concrete_args)
             except LwdnaError:
@@ -152,8 +139,7 @@ class HintedTracer(torch.fx.Tracer):
             except Exception as e:
                 raise CaptureError(
                     f"{source_line(e)} cannot be traced: {type(e).__name__}: {e}. The network is "
-                    "not one static graph; scripted functions, vmap and checkpointing are not "
-                    "part of one"
+                    "not one static graph; scripted functions and vmap are not part of one"
                 ) from e
 
     def proxy(self, node: Node) -> Proxy:
@@ -220,17 +206,54 @@ class HintedTracer(torch.fx.Tracer):
     ) -> Any:
         """Record the node, then evaluate it on the hints of its arguments.
 
-        Functions of the model's own that were marked by ``torch.fx.wrap`` are traced through: an
-        opaque function could only freeze the channels it sees.
+        Where the model has switched gradients off, what the node gets and gives is detached:
+        neither the result nor what is computed from it has a gradient, as in the model.
         """
-        if kind == "call_function" and _is_model_code(target):
-            return target(*args, **kwargs)
+        if torch.is_grad_enabled() or kind in ("placeholder", "get_attr"):
+            return self._record(kind, target, args, kwargs, name, type_expr)
+        free_args, free_kwargs = tree_map(self._detached, (args, kwargs))
+        proxy = self._record(kind, target, free_args, free_kwargs, name, type_expr)
+        if kind != "call_module" and args and has_effect(proxy.node):
+            return args[0]  # an operator in place returns what it was given
+        return self._detached(proxy)
+
+    def _detached(self, value: Any) -> Any:
+        """A proxy that passes no gradient on, for one that may; any other value as it is."""
+        if not is_proxy(value) or value.node not in self._differentiable:
+            return value
+        if not isinstance(value.hint, Tensor):
+            return value
+        if value.node not in self._without_grad:
+            self._without_grad[value.node] = self._record("call_method", "detach", (value,), {})
+            self._differentiable.discard(self._without_grad[value.node].node)
+        return self._without_grad[value.node]
+
+    def _record(
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr)
         node = proxy.node
         node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
         assert is_proxy(proxy)
         proxy.hint = node.meta["hint"]  # type: ignore[attr-defined]
+        if self._may_have_gradient(node):
+            self._differentiable.add(node)
         return proxy
+
+    def _may_have_gradient(self, node: Node) -> bool:
+        tensors = [t for t in tree_leaves(node.meta["hint"]) if isinstance(t, Tensor)]
+        if not any(t.is_floating_point() or t.is_complex() for t in tensors):
+            return False
+        if node.op == "get_attr":
+            return isinstance(self._tensors[str(node.target)], nn.Parameter)
+        source = node.op in ("placeholder", "call_module")
+        return source or any(n in self._differentiable for n in node.all_input_nodes)
 
     def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
@@ -277,11 +300,6 @@ def _operands(node: Node) -> list[Any]:
     return list(node.args) if compared else []
 
 
-def _is_model_code(target: Any) -> bool:
-    module = getattr(target, "__module__", None) or ""
-    return isinstance(target, FunctionType) and module.split(".")[0] not in ("torch", "math")
-
-
 def _to_meta(value: Any) -> Any:
     if isinstance(value, Tensor) and value.device.type != "meta":
         return torch.empty_like(value, device="meta")
@@ -297,57 +315,3 @@ def _hints(tree: Any) -> Any:
         return _to_meta(value)
 
     return tree_map(hint, tree)
-
-
-@contextmanager
-def _patched() -> Iterator[None]:
-    """Let builtins and factories take proxies.
-
-    ``isinstance`` answers for the hint (a ``__class__`` that did would have C++ take the proxy for
-    a tensor); ``len`` of a batch, ``max`` and ``min`` of sizes stay symbolic; the C++ parser of
-    factories would ask proxies for their present value.
-    """
-    is_instance, length = isinstance, len
-
-    def instance_check(value: Any, types: Any) -> bool:
-        if type(value) is HintedProxy and is_instance(value.hint, types):
-            return True
-        return is_instance(value, types)
-
-    def count(value: Any) -> Any:
-        if type(value) is HintedProxy and is_instance(value.hint, Tensor):
-            return value.shape[0]
-        return length(value)
-
-    def extremum(original: Callable[..., Any]) -> Callable[..., Any]:
-        def of(*args: Any, **kwargs: Any) -> Any:
-            found = next((a for a in args if is_proxy(a)), None)
-            if (
-                found is None
-                or kwargs
-                or not all(isinstance(hint_of(a), (int, float)) for a in args)
-            ):
-                return original(*args, **kwargs)
-            return found.tracer.create_proxy("call_function", original, args, {})
-
-        return of
-
-    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
-        def make(*args: Any, **kwargs: Any) -> Any:
-            found = next((v for v in tree_leaves((args, kwargs)) if is_proxy(v)), None)
-            if found is None:
-                return original(*args, **kwargs)
-            if len(args) > 1 and original.__name__ in _SIZE_FACTORIES:
-                args = (args,)
-            return found.tracer.create_proxy("call_function", original, args, kwargs)
-
-        return make
-
-    replacements = {(torch, name): factory(getattr(torch, name)) for name in _FACTORY_NAMES}
-    replacements |= {(builtins, name): extremum(getattr(builtins, name)) for name in ("max", "min")}
-    replacements |= {(builtins, "isinstance"): instance_check, (builtins, "len"): count}
-    with ExitStack() as stack:
-        for (owner, name), replacement in replacements.items():
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, replacement)
-        yield

@@ -24,6 +24,7 @@ from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.masked import run_masked
 from lwdna.fx_passes.module import detached_copy, meta_twin
 from lwdna.fx_passes.outputs import Outputs, freed
+from lwdna.fx_passes.patches import exact_attention
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.state import require, stir, untouched
 from lwdna.fx_passes.widen import widen_copies
@@ -32,7 +33,7 @@ from lwdna.inputs import as_arguments
 
 
 def _outputs(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), exact_attention():
         return [t for t in tree_leaves(network(*inputs)) if isinstance(t, Tensor)]
 
 

@@ -1,0 +1,187 @@
+"""What Python and torch must do differently while a model runs on proxies.
+
+Everything here is put back when tracing ends.
+"""
+
+from __future__ import annotations
+
+import builtins
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.fx._symbolic_trace
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy
+
+_FACTORY_NAMES = (
+    "arange",
+    "bartlett_window",
+    "blackman_window",
+    "empty",
+    "eye",
+    "full",
+    "hamming_window",
+    "hann_window",
+    "linspace",
+    "logspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+)
+FACTORIES = {getattr(torch, name) for name in _FACTORY_NAMES}
+_SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
+_CONVOLUTIONS = tuple(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3))
+#: Functions of C++ that take numbers which a model may compute from sizes.
+_NUMBER_TAKERS = (*_CONVOLUTIONS, "narrow", "repeat_interleave", "roll", "topk")
+
+
+def _without_dispatch(function: Any) -> Any:
+    """The same Python function, without its hand-over to ``__torch_function__``."""
+    namespace = {**function.__globals__, "has_torch_function": lambda _: False}
+    return FunctionType(function.__code__, namespace, None, function.__defaults__)
+
+
+#: Functions of torch that are traced through, since a rule for the whole could say little.
+OPENED = {F.multi_head_attention_forward: _without_dispatch(F.multi_head_attention_forward)}
+
+
+def is_model_code(target: Any) -> bool:
+    """Whether a callable is a Python function that is not torch's own."""
+    module = getattr(target, "__module__", None) or ""
+    return isinstance(target, FunctionType) and module.split(".")[0] not in ("torch", "math")
+
+
+@contextmanager
+def python_for_proxies() -> Iterator[None]:
+    """Let builtins, factories and torch.fx itself take proxies.
+
+    ``isinstance`` answers for the hint (a ``__class__`` that did would have C++ take the proxy for
+    a tensor); ``len`` of a batch, ``max`` and ``min`` of sizes stay symbolic; the C++ parser would
+    ask proxies for their present value; a checkpointed call is traced like any other; functions
+    of the model's own that were marked by ``torch.fx.wrap`` are traced through, since an opaque
+    function could only freeze the channels it sees.
+    """
+    replacements: dict[tuple[Any, str], Any] = {
+        (builtins, "isinstance"): _instance_check(),
+        (builtins, "len"): _length(),
+        (builtins, "max"): _extremum(max),
+        (builtins, "min"): _extremum(min),
+        (torch.utils.checkpoint, "checkpoint"): _checkpoint,
+        (torch.utils.checkpoint, "checkpoint_sequential"): _checkpoint_sequential,
+        (torch.fx._symbolic_trace, "_wrapped_fns_to_patch"): _wrapped_of_torch(),
+    }
+    for name in (*_FACTORY_NAMES, *_NUMBER_TAKERS):
+        replacements[torch, name] = _recorded(getattr(torch, name))
+    for name in _CONVOLUTIONS:
+        replacements[F, name] = _recorded(getattr(F, name))
+    with ExitStack() as stack, exact_attention():
+        for (owner, name), replacement in replacements.items():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, replacement)
+        yield
+
+
+@contextmanager
+def exact_attention() -> Iterator[None]:
+    """Attention by its layers, as in training, not by the fused kernel for evaluation.
+
+    The two differ in rounding, and only the layers are part of a captured graph.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.MultiheadAttention.html
+    ("fastpath").
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _wrapped_of_torch() -> dict[Any, dict[str, Any]]:
+    wrapped = torch.fx._symbolic_trace._wrapped_fns_to_patch
+    return {key: frame for key, frame in wrapped.items() if not is_model_code(frame.get(key[1]))}
+
+
+def _instance_check() -> Callable[[Any, Any], bool]:
+    is_instance = isinstance
+
+    def instance_check(value: Any, types: Any) -> bool:
+        if type(value) is HintedProxy and is_instance(value.hint, types):
+            return True
+        return is_instance(value, types)
+
+    return instance_check
+
+
+def _length() -> Callable[[Any], Any]:
+    is_instance, length = isinstance, len
+
+    def count(value: Any) -> Any:
+        if type(value) is HintedProxy and is_instance(value.hint, Tensor):
+            return value.shape[0]
+        return length(value)
+
+    return count
+
+
+def _extremum(original: Callable[..., Any]) -> Callable[..., Any]:
+    def of(*args: Any, **kwargs: Any) -> Any:
+        found = next((a for a in args if is_proxy(a)), None)
+        if found is None or kwargs or not all(isinstance(hint_of(a), (int, float)) for a in args):
+            return original(*args, **kwargs)
+        return found.tracer.create_proxy("call_function", original, args, {})
+
+    return of
+
+
+def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        found = next((v for v in tree_leaves((args, kwargs)) if is_proxy(v)), None)
+        if found is None or found.tracer.evaluating:
+            return original(*args, **kwargs)
+        if len(args) > 1 and original.__name__ in _SIZE_FACTORIES:
+            args = (args,)
+        return found.tracer.create_proxy("call_function", original, args, kwargs)
+
+    return make
+
+
+_CHECKPOINT_OPTIONS = ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop")
+
+
+def _warn_checkpoint() -> None:
+    warnings.warn(
+        "the model checkpoints activations, which the captured network does not: its results and "
+        "gradients are the same, and training it takes the memory of all activations",
+        stacklevel=4,
+    )
+
+
+def _checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    _warn_checkpoint()
+    options = (*_CHECKPOINT_OPTIONS, "preserve_rng_state")
+    return function(*args, **{k: v for k, v in kwargs.items() if k not in options})
+
+
+def _checkpoint_sequential(functions: Any, segments: int, input: Any, **options: Any) -> Any:
+    _warn_checkpoint()
+    for function in (
+        functions.children() if isinstance(functions, torch.nn.Sequential) else functions
+    ):
+        input = function(input)
+    return input
