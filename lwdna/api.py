@@ -103,8 +103,10 @@ def shrink(
             without norms, activations grow through generated weights from layer to layer.
         outputs: ``"free"`` lets the channels of the network's outputs change, too (a backbone's
             feature maps); see :func:`lwdna.analyse`.
-        policy: which axis of a choice point may change (heads or head_dim, ...); see
-            :func:`lwdna.channels.choose_axis`.
+        policy: which axis of a choice point may change (heads or head_dim, ...), or ``"both"``; see
+            :func:`lwdna.choices.choose_axis`. With ``"both"``, ``widen`` and ``constraints`` speak
+            of each axis (``"*:outer"``, ``"*:inner"``), and an attention widened by 2 has twice the
+            heads of twice the size.
         example_inputs: inputs to trace and count costs on: a tensor, a tuple of positional or a
             dict of keyword arguments; by default the first batch's, or an image of the size in
             the model's configuration.

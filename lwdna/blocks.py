@@ -107,8 +107,7 @@ class Blocks:
         rank = np.empty(graph.units, dtype=np.int64)
         starts = np.cumsum(graph.widths) - graph.widths
         rank[self.ranked] = np.arange(graph.units) - np.repeat(starts, graph.widths)
-        copies: Copies = (rank < widths[graph.group_of]).astype(np.int64)
-        return copies
+        return graph.completed((rank < widths[graph.group_of]).astype(np.int64))
 
 
 def make_blocks(

@@ -8,9 +8,8 @@ vector* is the array of ids of one dimension, or ``None`` for a dimension that n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Literal
 
@@ -21,10 +20,6 @@ Ids = NDArray[np.int64]
 Vector = Ids | None
 Vectors = tuple[Vector, ...]
 Policy = str | Mapping[str, str | int]
-
-#: The paper's rule for grouped convolutions (METHOD §1): the width within a group is the unit of
-#: removal from this size on; below it the whole group is.
-INNER_FROM = 16
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,9 @@ class Freeze:
 class Rectangle:
     """``whole`` is the row-major flattening of the outer product of several axes.
 
-    Removing entries keeps it a rectangle only if they are removed along one axis. Which one is a
-    *choice point* (heads or head_dim, groups or the width within a group).
+    Removing entries keeps it a rectangle only if whole slices are removed: along one axis, or
+    along several whose products the entries then are. Which is a *choice point* (heads or
+    head_dim, groups or the width within a group).
     """
 
     whole: Ids
@@ -81,19 +77,34 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class ChoicePoint:
-    """A resolved rectangle: the axis (position among ``sizes``) that may change.
+    """A resolved rectangle: the axis (position among ``sizes``) that may change, or several.
 
     Attributes:
         node: graph node of the reshape or grouped operator.
         sizes: lengths of the axes, outermost first.
         candidates: positions that could have been chosen.
-        chosen: the position that was chosen, or ``None`` if all are frozen.
+        chosen: the position that was chosen, ``"both"`` if several axes may change, or ``None`` if
+            all are frozen.
     """
 
     node: str
     sizes: tuple[int, ...]
     candidates: tuple[int, ...]
-    chosen: int | None
+    chosen: int | Literal["both"] | None
+
+
+@dataclass(frozen=True)
+class Products:
+    """Units whose copies are the product of the copies of others.
+
+    Attributes:
+        units: representatives of the products, shape (P,).
+        factors: representatives of the factors of each, the outermost axis first, -1 beyond the
+            last, shape (P, R). No factor is a product itself.
+    """
+
+    units: Ids
+    factors: Ids
 
 
 class ChannelSpace:
@@ -112,8 +123,12 @@ class ChannelSpace:
         self.freezes: list[Freeze] = []
         self.rectangles: list[Rectangle] = []
         self.choices: list[ChoicePoint] = []
-        self._relied: list[Ids] = []
-        self._joints: list[tuple[Ids, Ids, str]] = []
+        #: Rectangles of which several axes may change, and what that makes of their entries.
+        self.multiplied: list[Rectangle] = []
+        self.products = Products(np.zeros(0, np.int64), np.zeros((0, 0), np.int64))
+        self.joints: list[tuple[Ids, Ids, str]] = []
+        #: How often a union or a freeze had an effect.
+        self.changes = 0
         self._splits: dict[tuple[bytes, tuple[int, ...]], Vectors] = {}
         self._merges: dict[tuple[bytes, ...], Ids] = {}
 
@@ -160,6 +175,7 @@ class ChannelSpace:
             apart = ra != rb
             if not apart.any():
                 break
+            self.changes += 1
             # With repeated roots the last write wins; the others are met again in the next round.
             self._parent[np.maximum(ra, rb)[apart]] = np.minimum(ra, rb)[apart]
         self._frozen[self.find(a[frozen])] = True
@@ -170,6 +186,7 @@ class ChannelSpace:
             return
         alive = vector[~self.frozen(vector)]
         if len(alive):
+            self.changes += 1
             self.freezes.append(Freeze(alive, reason, node))
             self._frozen[self.find(alive)] = True
 
@@ -181,12 +198,12 @@ class ChannelSpace:
             self.unite(a, b, node, op)
 
     def joint(self, left: Ids, right: Ids, node: str) -> None:
-        """``right`` stands directly after ``left`` in one vector, but is another run.
+        """``right`` stands directly after ``left`` in one vector, but apart in another.
 
         Copies stand after a run of equal ids, so a unit on both sides of the joint cannot be
-        copied: the two runs would be taken for one.
+        copied: where the two are together, they would be taken for one run.
         """
-        self._joints.append((left[-1:], right[:1], node))
+        self.joints.append((left[-1:], right[:1], node))
 
     def merge(self, sizes: tuple[int, ...], axes: Vectors, node: str) -> Vector:
         """Vector of several dimensions flattened into one (row-major)."""
@@ -243,100 +260,3 @@ class ChannelSpace:
         self.rectangles.append(Rectangle(whole, sizes, axes, node))
         self._merges[tuple(axis.tobytes() for axis in axes)] = whole
         return axes
-
-    def resolve(self, policy: Policy) -> None:
-        """Decide every choice point and unite each rectangle along its chosen axis.
-
-        Freezing spreads first (a rectangle whose whole or whose axes are all frozen is frozen
-        altogether), so that no choice falls on an axis that cannot change.
-        """
-        check_policy(policy)
-        open_rectangles = list(self.rectangles)
-        while open_rectangles:
-            settled = [r for r in open_rectangles if self._spread(r)]
-            if settled:
-                gone = {id(r) for r in settled}
-                open_rectangles = [r for r in open_rectangles if id(r) not in gone]
-                continue
-            first = open_rectangles[0]
-            live = self._live(first)
-            chosen = choose_axis(policy, first.node, first.sizes, self._in_use(first, live, policy))
-            for k in live:
-                if k != chosen:
-                    self.freeze(
-                        first.axes[k], f"choice point: axis {chosen} of {first.sizes}", first.node
-                    )
-        for left, right, node in self._joints:
-            alike = self.find(left) == self.find(right)
-            self.freeze(left[alike], "stands on both sides of a joint", node)
-        self.choices = [self._chosen(r) for r in self.rectangles]
-
-    def _in_use(self, r: Rectangle, live: tuple[int, ...], policy: Policy) -> tuple[int, ...]:
-        """Under ``"auto"``, the axes that settled rectangles rely on; freezing one undoes them."""
-        used = set(self.find(np.concatenate(self._relied)).tolist()) if self._relied else set()
-        relied = tuple(k for k in live if used.intersection(self.find(r.axes[k]).tolist()))
-        return relied if relied and policy == "auto" else live
-
-    def _live(self, r: Rectangle) -> tuple[int, ...]:
-        return tuple(k for k, axis in enumerate(r.axes) if not self.frozen(axis).all())
-
-    def _spread(self, r: Rectangle) -> bool:
-        """Settle a rectangle that leaves no choice; False if it still has one."""
-        live = self._live(r)
-        if self.frozen(r.whole).all() or not live:
-            for axis in (r.whole, *r.axes):
-                self.freeze(axis, "part of a fixed dimension", r.node)
-            return True
-        if len(live) > 1:
-            return False
-        (k,) = live
-        grid = np.moveaxis(r.whole.reshape(r.sizes), k, 0).reshape(r.sizes[k], -1)
-        axis = np.repeat(r.axes[k], grid.shape[1])
-        self.unite(axis, np.ascontiguousarray(grid).reshape(-1), r.node, "reshape")
-        self._relied.append(r.axes[k])
-        return True
-
-    def _chosen(self, r: Rectangle) -> ChoicePoint:
-        live = self._live(r)
-        big = tuple(k for k, size in enumerate(r.sizes) if size > 1)
-        return ChoicePoint(r.node, r.sizes, big, live[0] if live else None)
-
-
-_NAMED = ("auto", "inner", "outer")
-
-
-def check_policy(policy: Policy) -> None:
-    """Raise ``ValueError`` unless ``policy`` is one (see :func:`choose_axis`)."""
-    for choice in policy.values() if isinstance(policy, Mapping) else (policy,):
-        if choice not in _NAMED and (isinstance(choice, bool) or not isinstance(choice, int)):
-            raise ValueError(f"policy {choice!r}: use 'auto', 'inner', 'outer' or an axis number")
-
-
-def choose_axis(policy: Policy, node: str, sizes: tuple[int, ...], live: Iterable[int]) -> int:
-    """The axis of a choice point that may change, by policy.
-
-    Args:
-        policy: ``"auto"`` (the innermost axis of at least 16 entries, else the longest: the
-            paper's rule for grouped convolutions), ``"inner"`` (head_dim, width within a group),
-            ``"outer"`` (heads, whole groups), or a mapping from node-name pattern (``fnmatch``)
-            to one of these or to an axis number; what matches nothing follows ``"auto"``.
-        node: name of the graph node of the choice point.
-        sizes: axis lengths, outermost first.
-        live: the axes that could be chosen.
-
-    Source: the released code's grouped-convolution latent vectors (METHOD §1).
-    """
-    live = sorted(live)
-    if isinstance(policy, Mapping):
-        matches = (choice for pattern, choice in policy.items() if fnmatchcase(node, pattern))
-        choice: str | int = next(matches, "auto")
-    else:
-        choice = policy
-    if isinstance(choice, int):
-        return choice if choice in live else live[-1]
-    if choice == "inner":
-        return live[-1]
-    if choice == "outer":
-        return live[0]
-    fine = [k for k in live if sizes[k] >= INNER_FROM]
-    return fine[-1] if fine else max(live, key=lambda k: sizes[k])

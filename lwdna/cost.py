@@ -3,12 +3,16 @@
 A cost term is a coefficient times the lengths of the channel vectors that multiply it. Because
 every group occurs a fixed number of times in a vector, a vector's length is linear in the group
 widths, and the cost of a configuration is a few integer products: exact, and no network is run.
+A group of products (heads times head_dim) adds the product of its factors' widths to a length,
+and the term becomes a sum of terms that have those widths as factors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import product
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -79,45 +83,99 @@ class CostModel:
         terms: cost terms, with vectors of unit ids.
         group_of: group index of each unit, shape (units,).
         sizes: number of units of each group before any change, shape (groups,).
+        products: group -> the groups its units are the products of; their own widths are not
+            looked at.
 
     Attributes:
-        counts: how often each unit of a group occurs in each distinct vector, (vectors, groups).
-        factors: for each term, the vectors that multiply it, (terms, most factors); -1 for none.
-        coefficients: coefficient of each term, (terms,).
-        in_metric: 1 where a metric contains a term, (metrics, terms).
+        counts: how often each unit of a group occurs in each distinct factor, (factors, groups).
+        factors: for each monomial, the factors that multiply it, (monomials, most factors); -1
+            for none.
+        coefficients: coefficient of each monomial, (monomials,).
+        term_of: the term it is part of, (monomials,); each term has one unless there are products.
+        in_metric: 1 where a metric contains a monomial, (metrics, monomials).
     """
 
-    def __init__(self, terms: Sequence[Term], group_of: NDArray[np.int64], sizes: Ids) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        group_of: NDArray[np.int64],
+        sizes: Ids,
+        products: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> None:
         self.terms = tuple(terms)
-        rows: dict[bytes, int] = {}
-        counts: list[NDArray[np.int64]] = []
-        factors = np.full((len(self.terms), max([1, *(len(t.vectors) for t in terms)])), -1)
+        lengths = _Lengths(group_of, sizes, products or {})
+        coefficients, factors, term_of = [], [], []
         for t, term in enumerate(self.terms):
-            for k, vector in enumerate(term.vectors):
-                key = vector.tobytes()
-                if key not in rows:
-                    rows[key] = len(counts)
-                    occurrences = np.bincount(group_of[vector], minlength=len(sizes))
-                    counts.append(occurrences // sizes)
-                factors[t, k] = rows[key]
-        self.counts = np.array(counts, dtype=np.int64).reshape(len(counts), len(sizes))
-        self.factors = factors
-        self.coefficients = np.array([t.coefficient for t in terms], dtype=np.int64)
+            for parts in product(*map(lengths, term.vectors)):
+                coefficients.append(term.coefficient * prod(times for times, _ in parts))
+                factors.append([row for _, rows in parts for row in rows])
+                term_of.append(t)
+        self.counts = np.array(lengths.counts, dtype=np.int64).reshape(-1, len(sizes))
+        self.factors = np.full((len(factors), max([1, *map(len, factors)])), -1)
+        for k, rows in enumerate(factors):
+            self.factors[k, : len(rows)] = rows
+        self.coefficients = np.array(coefficients, dtype=np.int64)
+        self.term_of = np.array(term_of, dtype=np.int64)
+        kinds = [self.terms[t].kind for t in term_of]
         self.in_metric = np.array(
-            [[t.kind in _IN_METRIC[metric] for t in terms] for metric in METRICS], dtype=np.int64
+            [[kind in _IN_METRIC[metric] for kind in kinds] for metric in METRICS], dtype=np.int64
         )
 
     def lengths(self, widths: Ids) -> Ids:
-        """Length of every distinct vector, with a trailing 1 for absent factors."""
+        """Value of every distinct factor, with a trailing 1 for absent factors."""
         return np.append(self.counts @ widths, 1)
+
+    def per_monomial(self, widths: Ids) -> NDArray[np.int64]:
+        """Value of every monomial, shape (monomials,), int64."""
+        value: NDArray[np.int64] = self.coefficients * self.lengths(widths)[self.factors].prod(
+            axis=1
+        )
+        return value
 
     def per_term(self, widths: Ids) -> NDArray[np.int64]:
         """Value of every term, shape (terms,), int64."""
-        product: NDArray[np.int64] = self.coefficients * self.lengths(widths)[self.factors].prod(
-            axis=1
-        )
-        return product
+        value = np.zeros(len(self.terms), dtype=np.int64)
+        np.add.at(value, self.term_of, self.per_monomial(widths))
+        return value
 
     def __call__(self, widths: Ids) -> Cost:
         """Cost at the given group widths, shape (groups,), int64."""
-        return Cost(*(int(value) for value in self.in_metric @ self.per_term(widths)))
+        return Cost(*(int(value) for value in self.in_metric @ self.per_monomial(widths)))
+
+
+class _Lengths:
+    """The length of a vector as a sum of products of linear factors, each factor kept once."""
+
+    def __init__(
+        self, group_of: NDArray[np.int64], sizes: Ids, products: Mapping[int, tuple[int, ...]]
+    ) -> None:
+        self._group_of, self._sizes, self._products = group_of, sizes, products
+        self._rows: dict[bytes, int] = {}
+        self._known: dict[bytes, list[tuple[int, tuple[int, ...]]]] = {}
+        self.counts: list[NDArray[np.int64]] = []
+
+    def __call__(self, vector: Ids) -> list[tuple[int, tuple[int, ...]]]:
+        """(times, factors) of each summand, a factor being its row in ``counts``."""
+        key = vector.tobytes()
+        if key not in self._known:
+            occurrences = np.bincount(self._group_of[vector], minlength=len(self._sizes))
+            self._known[key] = self._summands(occurrences // self._sizes)
+        return self._known[key]
+
+    def _summands(self, counts: NDArray[np.int64]) -> list[tuple[int, tuple[int, ...]]]:
+        found = []
+        for group, factors in self._products.items():
+            if counts[group]:
+                rows = tuple(self._row(np.eye(1, len(counts), g, np.int64)[0]) for g in factors)
+                found.append((int(counts[group]), rows))
+                counts[group] = 0
+        if counts.any() or not found:
+            found.insert(0, (1, (self._row(counts),)))
+        return found
+
+    def _row(self, counts: NDArray[np.int64]) -> int:
+        key = counts.tobytes()
+        if key not in self._rows:
+            self._rows[key] = len(self.counts)
+            self.counts.append(counts)
+        return self._rows[key]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from lwdna.channels import Policy
+from lwdna.choices import BOTH
 from lwdna.fx_passes._base import CAPTURED
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
@@ -68,7 +69,7 @@ class Explanation:
             colalign=("left", "right", "left", "right", "right", "left"),
         )
         choices = {
-            f"{c.node}: axis {c.chosen} of {c.sizes}"
+            f"{c.node}: {'axes' if c.chosen == BOTH else 'axis'} {c.chosen} of {c.sizes}"
             for c in self.graph.choices
             if c.chosen is not None and len(c.candidates) > 1
         }
@@ -100,7 +101,7 @@ def explain(
         model: any ``nn.Module``; it is not changed.
         example_inputs: a tensor or a tuple of ``forward``'s arguments; by default an image batch
             of the size in the model's configuration (timm), else 224 x 224.
-        policy: see :func:`lwdna.channels.choose_axis`.
+        policy: see :func:`lwdna.choices.choose_axis`.
 
     Returns:
         The explanation; ``str()`` of it is what was printed.
@@ -128,7 +129,7 @@ def explain_graph(graph: ChannelGraph) -> Explanation:
 def _row(graph: ChannelGraph, group: ChannelGroup) -> GroupRow:
     full = graph.cost()
     widths = graph.widths.copy()
-    widths[group.index] = 0
+    widths[[group.index, *group.factors]] = 0  # products vanish with their factors
     rest = graph.cost_model(widths)
     return GroupRow(
         group=group.name,

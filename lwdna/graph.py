@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map_only
 
+from lwdna import copies as arithmetic
 from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
 from lwdna.cost import Cost, CostModel, Term
 from lwdna.errors import ConstraintError
@@ -56,14 +57,20 @@ class WeightRole:
 class ChannelGroup:
     """All units that occur in exactly the same slots: one latent vector, "the width of layer3".
 
+    The units of a group with ``factors`` are products: one for each combination of a unit of each
+    factor. Their number follows from the factors' widths, so the group itself is not prunable.
+
     Attributes:
         index: position in ``ChannelGraph.groups``.
-        name: the producing tensor, without ``.weight``, or the first slot if nothing produces it.
+        name: the producing tensor, without ``.weight``, or the first slot if nothing produces it;
+            with ``:outer`` or ``:inner`` for the factors of what it produces (``:middle`` between).
         units: unit ids, ascending.
-        slots: where they occur, with the number of occurrences of each unit there.
+        slots: where they occur, alone or in products, with the number of occurrences of each unit
+            there.
         prunable: whether the width may change.
         reasons: why not, as (reason, node) pairs; empty if prunable.
         feeds_classifier: whether the units are inputs of the layer that gives the outputs.
+        factors: indices of the groups that the units are products of, outermost axis first.
     """
 
     index: int
@@ -73,6 +80,7 @@ class ChannelGroup:
     prunable: bool
     reasons: tuple[tuple[str, str], ...] = ()
     feeds_classifier: bool = False
+    factors: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -98,6 +106,8 @@ class ChannelGraph:
         inputs: the arguments of ``forward`` that shapes and costs are for: batch size 1, on the
             meta device.
         origin: for a restricted graph, the unit of the unrestricted graph behind each unit.
+        factors: units that each unit is the product of, shape (units, R); see
+            :mod:`lwdna.copies`. R is 0 if no choice point was resolved by ``"both"``.
         links: gives the couplings, from which ``nx`` is built when it is asked for.
     """
 
@@ -112,6 +122,7 @@ class ChannelGraph:
     choices: tuple[ChoicePoint, ...]
     inputs: tuple[Any, ...]
     origin: Ids
+    factors: Ids = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     links: Callable[[], Iterable[Link]] = field(repr=False, compare=False, default=tuple)
 
     @property
@@ -126,18 +137,25 @@ class ChannelGraph:
 
     @cached_property
     def cost_model(self) -> CostModel:
-        """Cost as a function of group widths."""
-        return CostModel(self.terms, self.group_of, np.maximum(self.widths, 1))
+        """Cost as a function of group widths; those of products follow from their factors'."""
+        products = {group.index: group.factors for group in self.groups if group.factors}
+        return CostModel(self.terms, self.group_of, np.maximum(self.widths, 1), products)
 
     @cached_property
     def prunable(self) -> NDArray[np.bool_]:
-        """Whether each group may change, shape (groups,)."""
+        """Whether each group may change by itself, shape (groups,)."""
         return np.array([group.prunable for group in self.groups], dtype=bool)
 
+    @cached_property
+    def changeable(self) -> NDArray[np.bool_]:
+        """Whether each group may change, by itself or as a product, shape (groups,)."""
+        own = self.prunable
+        return np.array([bool(own[[g.index, *g.factors]].any()) for g in self.groups], dtype=bool)
+
     @property
-    def policy(self) -> dict[str, int]:
+    def policy(self) -> dict[str, str | int]:
         """The choices that were made, as a policy that makes them again."""
-        made: dict[str, int] = {}
+        made: dict[str, str | int] = {}
         for choice in self.choices:
             if choice.chosen is not None:
                 made.setdefault(choice.node, choice.chosen)
@@ -153,6 +171,18 @@ class ChannelGraph:
         """One copy of every unit: the identity configuration."""
         return np.ones(self.units, dtype=np.int64)
 
+    def completed(self, copies: Copies) -> Copies:
+        """Copies with those of the products worked out from their factors, shape (units,)."""
+        return arithmetic.completed(copies, self.factors)
+
+    def gathered(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over each unit's occurrences (..., units), a product's counted as its factors'.
+
+        A criterion adds up what it finds at the occurrences of each unit, and calls this before
+        it goes on. A factor then scores what it would score if it were the only axis to change.
+        """
+        return arithmetic.gathered(sums, self.factors)
+
     def widths_of(self, copies: Copies) -> Ids:
         """Group widths under ``copies`` (units,)."""
         widths = np.zeros(len(self.groups), dtype=np.int64)
@@ -164,11 +194,22 @@ class ChannelGraph:
         return self.cost_model(self.widths if copies is None else self.widths_of(copies))
 
     def check(self, copies: Copies) -> None:
-        """Raise ``ValueError`` if ``copies`` changes what must not change or empties a group."""
+        """Raise ``ValueError`` if ``copies`` changes what must not change or empties a group.
+
+        Or if a product has other copies than its factors have together.
+        """
         if copies.shape != (self.units,) or (copies < 0).any():
             raise ValueError(f"copies must be {self.units} non-negative integers, one per unit")
+        wrong = copies != self.completed(copies)
+        if wrong.any():
+            product = self.groups[self.group_of[np.argmax(wrong)]]
+            factors = " and ".join(repr(self.groups[g].name) for g in product.factors)
+            raise ValueError(
+                f"copies of group {product.name!r} are no products of those of {factors}: set the "
+                "copies of these, and let graph.completed(copies) work out the others"
+            )
         for group, width in zip(self.groups, self.widths_of(copies), strict=True):
-            if not group.prunable and (copies[group.units] != 1).any():
+            if not (group.prunable or group.factors) and (copies[group.units] != 1).any():
                 reason = group.reasons[0] if group.reasons else ("not prunable", "")
                 raise ValueError(f"group {group.name!r} is fixed ({reason[0]} at {reason[1]})")
             if width == 0:
@@ -233,18 +274,11 @@ class ChannelGraph:
             ValueError: ``copies`` changes a frozen group or empties one.
         """
         self.check(copies)
-        first = np.concatenate([[0], np.cumsum(copies)])[:-1]
         origin = np.repeat(np.arange(self.units), copies)
-        memo: dict[bytes, Ids] = {}
+        moved = arithmetic.mapped(copies, self.factors)
 
         def vector(old: Vector) -> Vector:
-            if old is None:
-                return None
-            key = old.tobytes()
-            if key not in memo:
-                entries, copy = entry_map(old, copies)
-                memo[key] = first[old[entries]] + copy
-            return memo[key]
+            return None if old is None else moved(old)
 
         def channels(old: TensorChannels) -> TensorChannels:
             vectors = tuple(vector(v) for v in old.vectors)
@@ -275,32 +309,5 @@ class ChannelGraph:
                 for node, facts in self.facts.items()
             },
             origin=self.origin[origin],
+            factors=arithmetic.restricted(self.factors, copies),
         )
-
-
-def entry_map(vector: Ids, copies: Copies) -> tuple[Ids, Ids]:
-    """Which old entries a resized dimension consists of.
-
-    Copies stand directly after the original run of equal entries, so that grouped, head-wise and
-    interleaved layouts stay valid.
-
-    Args:
-        vector: unit id of each entry, shape (n,).
-        copies: copies of each unit, shape (units,).
-
-    Returns:
-        (old entry of each new entry, number of the copy it is), both of the new length.
-    """
-    times = copies[vector]
-    if (times <= 1).all():
-        kept = np.flatnonzero(times)
-        return kept, np.zeros(len(kept), dtype=np.int64)
-    starts = np.flatnonzero(np.append(True, vector[1:] != vector[:-1]))
-    lengths = np.diff(np.append(starts, len(vector)))
-    runs = np.repeat(np.arange(len(starts)), times[starts])
-    number = np.arange(len(runs)) - np.searchsorted(runs, runs)  # 0 for the original run
-    ends = np.cumsum(lengths[runs])
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(
-        ends - lengths[runs], lengths[runs]
-    )
-    return np.repeat(starts[runs], lengths[runs]) + within, np.repeat(number, lengths[runs])

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lwdna.channels import ChannelSpace, Ids, Slot, choose_axis
-from lwdna.graph import entry_map
+from lwdna.channels import ChannelSpace, Ids, Slot
+from lwdna.choices import choose_axis, resolve
+from lwdna.copies import entry_map
 
 N = 12
 ids = st.lists(st.integers(0, N - 1), min_size=1, max_size=6)
@@ -175,7 +176,7 @@ def test_the_chosen_axis_is_the_one_whose_slices_are_units(policy: Any) -> None:
     chosen = AXIS[policy if isinstance(policy, str) else list(policy.values())[-1]]
     space, whole = space_of(15)
     space.split(whole, (3, 5), "view")
-    space.resolve(policy)
+    resolve(space, policy)
     grid = space.find(whole).reshape(3, 5)
     along = grid if chosen == 0 else grid.T
     assert (along == along[:, :1]).all()
@@ -211,7 +212,7 @@ def test_policy_corner_cases() -> None:
     assert choose_axis("outer", "n", (2, 3, 4), (1, 2)) == 1
     for unknown in ("sideways", {"n": "inner", "m": "sideways"}):
         with pytest.raises(ValueError, match=r"'sideways'.*'auto', 'inner', 'outer'"):
-            ChannelSpace().resolve(unknown)
+            resolve(ChannelSpace(), unknown)
 
 
 @pytest.mark.parametrize("policy", ["auto", "outer", "inner"])
@@ -220,7 +221,7 @@ def test_no_choice_falls_on_a_frozen_axis(policy: str) -> None:
     qkv, heads, width = space.split(whole, (3, 2, 4), "view")
     space.freeze(qkv, "addressed one by one", "unbind")
     space.freeze(width, "fixed", "n")
-    space.resolve(policy)
+    resolve(space, policy)
     grid = space.find(whole).reshape(3, 2, 4)
     assert (grid == grid[:1, :, :1]).all() and len(np.unique(grid)) == 2
     assert not space.frozen(whole).any()
@@ -232,21 +233,21 @@ def test_freezing_spreads_between_a_rectangle_and_its_axes() -> None:
     space, whole = space_of(6)
     outer, inner = space.split(whole, (2, 3), "view")
     space.freeze(whole[:1], "part", "n")
-    space.resolve("auto")
+    resolve(space, "auto")
     assert not space.frozen(whole).all()  # one row or column is frozen, the others live
     assert space.frozen(whole).sum() in (2, 3)
 
     space, whole = space_of(6)
     outer, inner = space.split(whole, (2, 3), "view")
     space.freeze(whole, "all", "n")
-    space.resolve("auto")
+    resolve(space, "auto")
     assert space.frozen(outer).all() and space.frozen(inner).all()
 
     space, whole = space_of(6)
     outer, inner = space.split(whole, (2, 3), "view")
     space.freeze(outer, "a", "n")
     space.freeze(inner, "b", "n")
-    space.resolve("auto")
+    resolve(space, "auto")
     assert space.frozen(whole).all()
     assert space.choices[0].chosen is None
 
@@ -265,7 +266,7 @@ def test_any_removal_of_units_leaves_a_rectangle(
     first = space.split(whole, sizes, "a")
     other = space.split(whole, tuple(reversed(sizes)), "b")  # a second view of the same entries
     space.couple(first[0], space.fresh(sizes[0], Slot("v", 0)), "c", "add")
-    space.resolve(policy)
+    resolve(space, policy)
     removed = {root for root in np.unique(space.find(whole)).tolist() if rng.random() < 0.4}
     for axes, shape in ((first, sizes), (other, tuple(reversed(sizes)))):
         kept = np.array([root not in removed for root in space.find(whole)]).reshape(shape)

@@ -19,6 +19,9 @@ FILES = {
 FORBIDDEN = {
     "lwdna.errors": ("lwdna",),
     "lwdna.channels": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.cost"),
+    "lwdna.products": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.choices"),
+    "lwdna.choices": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.cost"),
+    "lwdna.copies": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph", "lwdna.cost"),
     "lwdna.cost": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),
     "lwdna.graph": ("lwdna.fx_passes", "lwdna.scoring"),
     "lwdna.constraints": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),

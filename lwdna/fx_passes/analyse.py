@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
+from lwdna.choices import resolve
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes import modules
@@ -263,7 +264,7 @@ def analyse(
         example_inputs: ``forward``'s arguments, see :func:`lwdna.inputs.as_arguments`. Only shapes
             and dtypes matter; costs are for batch size 1 at this resolution.
         policy: which axis of a choice point may change; see
-            :func:`lwdna.channels.choose_axis`.
+            :func:`lwdna.choices.choose_axis`.
         outputs: ``"fixed"``: outputs keep their shapes. ``"free"``: the channels of outputs that
             are feature maps or token sequences (three dimensions or more) may change, as those of
             a backbone whose user adapts to them; see :mod:`lwdna.fx_passes.outputs` for which
@@ -302,7 +303,7 @@ def analyse(
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
         mode.node = ""
         mode.add_term("relu", fixed, out.vectors)
-    mode.space.resolve(policy)
+    resolve(mode.space, policy)
     _close_kernels(mode)
     _param_terms(mode, twin)
     return build_graph(

@@ -100,6 +100,17 @@ def _channel_shuffle(context: Repair) -> None:
     _groups(context, 1, "groups")
 
 
+@repairs("repeat_interleave", torch.repeat_interleave)
+def _repeat_interleave(context: Repair) -> None:
+    """How often each entry is repeated, where that may change beside the entries themselves."""
+    repeats, dim = context.argument(1, "repeats"), context.argument(2, "dim")
+    if dim is None or not isinstance(context.old_value(repeats), int):
+        return
+    source = context.shape(context.old_value(context.node.args[0]))
+    wanted = context.shape(context.old)[dim] // source[dim]
+    context.set_argument(1, "repeats", context.number(repeats, wanted))
+
+
 @repairs(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.full)
 def _factory(context: Repair) -> None:
     _sizes(context, 0, "size", context.shape(context.old))

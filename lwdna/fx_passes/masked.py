@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
+from lwdna.channels import Products
+from lwdna.choices import resolve
 from lwdna.fx_passes.analyse import ChannelInterpreter, ChannelMode
 from lwdna.fx_passes.module import detached_copy
 from lwdna.fx_passes.outputs import freed, freeze_outputs
@@ -135,7 +137,7 @@ def run_masked(
         interpreter = ChannelInterpreter(network, first)
         interpreter.run(*inputs)
     freeze_outputs(first.space, interpreter.values["output"], freed(graph))
-    first.space.resolve(graph.policy)
+    resolve(first.space, graph.policy)
     alive = _alive(first, graph, copies)
     masked = MaskedMode(network, alive)
     with torch.inference_mode():
@@ -148,9 +150,28 @@ def _alive(mode: ChannelMode, graph: ChannelGraph, copies: Copies) -> NDArray[np
     """Whether each raw id is kept, carried from the graph's units through shared slots."""
     roots = mode.space.find(np.arange(mode.space.size))
     kept = np.ones(mode.space.size, dtype=bool)
+    known = np.zeros(mode.space.size, dtype=bool)
     for name, vectors in mode.tensors.items():
         for raw, units in zip(vectors, graph.tensors[name], strict=True):
             if raw is not None and units is not None:
+                known[roots[raw]] = True
                 kept[roots[raw[copies[units] == 0]]] = False
+    _carry_through_products(kept, known, mode.space.products)
     alive: NDArray[np.bool_] = kept[roots]
     return alive
+
+
+def _carry_through_products(
+    kept: NDArray[np.bool_], known: NDArray[np.bool_], products: Products
+) -> None:
+    """A factor is gone if all of its products are, and a product if one of its factors is.
+
+    As no group is ever emptied, a factor that stays keeps one product at least.
+    """
+    for column in products.factors.T:
+        told = (column >= 0) & known[products.units]
+        factors = column[told & ~known[column]]
+        stays = column[told & kept[products.units]]
+        kept[factors[~np.isin(factors, stays)]] = False
+    present = products.factors >= 0
+    kept[products.units] &= (kept[products.factors] | ~present).all(axis=1)

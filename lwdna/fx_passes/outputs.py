@@ -112,7 +112,7 @@ def freed(graph: ChannelGraph) -> dict[str, Choice]:
 
 
 def _prunable(graph: ChannelGraph, vector: Vector) -> bool:
-    return vector is not None and bool(graph.prunable[graph.group_of[vector]].any())
+    return vector is not None and bool(graph.changeable[graph.group_of[vector]].any())
 
 
 def output_channels(graph: ChannelGraph) -> Any:
@@ -147,6 +147,6 @@ def _could_change(graph: ChannelGraph, vector: Vectors) -> bool:
     """Whether a dimension would be free if it were not an output's."""
     groups = {int(g) for g in graph.group_of[vector]}
     return any(
-        graph.groups[g].prunable or any(reason == REASON for reason, _ in graph.groups[g].reasons)
+        graph.changeable[g] or any(reason == REASON for reason, _ in graph.groups[g].reasons)
         for g in groups
     )

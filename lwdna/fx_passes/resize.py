@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
+from lwdna.copies import entry_map
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, modules
 from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
@@ -23,7 +24,7 @@ from lwdna.fx_passes.literals import (
     repair,
 )
 from lwdna.fx_passes.module import copy_with, meta_twin
-from lwdna.graph import ChannelGraph, Copies, TensorChannels, entry_map
+from lwdna.graph import ChannelGraph, Copies, TensorChannels
 
 
 @graph_pass(requires=(captured, described), ensures=(same_names, nothing_shared))
@@ -34,7 +35,8 @@ def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 
         gm: a captured network; it is not changed and shares nothing with the result.
         graph: its channel graph.
         copies: copies of each unit, shape (units,), int64: 0 removes, 1 keeps, 2.. widens. Copies
-            stand directly after the original run of entries.
+            stand directly after the original run of entries. Those of products are what
+            :meth:`ChannelGraph.completed` works out.
         seed: seeds the entries of the copies, drawn by the law each parameter was initialised
             with, at its new fan; the global random state is not touched. Buffers are copied.
 
@@ -76,7 +78,7 @@ def _resized(
     for dim, vector in enumerate(vectors):
         if vector is None or (copies[vector] == 1).all():
             continue
-        entries, copy = entry_map(vector, copies)
+        entries, copy = entry_map(vector, copies, graph.factors)
         new = new.index_select(dim, torch.as_tensor(entries, device=new.device))
         if copy.any():
             fresh.append((dim, copy))

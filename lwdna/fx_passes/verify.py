@@ -310,7 +310,7 @@ def verify(
         example_inputs: real inputs of ``forward``, batch first; see
             :func:`lwdna.inputs.as_arguments`.
         keep: fraction of every prunable group that the random shrinking keeps.
-        policy: see :func:`lwdna.channels.choose_axis`.
+        policy: see :func:`lwdna.choices.choose_axis`.
         outputs: see :func:`lwdna.analyse`.
         seed: of the choice of units and of the values that stand in for constant parameters.
 
@@ -348,4 +348,4 @@ def random_copies(graph: ChannelGraph, keep: float, rng: np.random.Generator) ->
         if group.prunable:
             kept = max(min(2, group.width), round(group.width * keep))
             copies[rng.permutation(group.units)[kept:]] = 0
-    return copies
+    return graph.completed(copies)

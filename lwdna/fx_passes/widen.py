@@ -23,6 +23,8 @@ def widen_copies(graph: ChannelGraph, multiplier: Multiplier) -> Copies:
         multiplier: a factor >= 1 for all groups, or a mapping from group-name pattern
             (``fnmatch``) to factor; groups that match nothing keep their width. The new width is
             the nearest integer; copies that do not come out even go to the group's first units.
+            Where two axes of a dimension may change (policy ``"both"``), each is a group, and the
+            dimension grows by the product of their factors.
 
     Returns:
         int64 array of shape (units,), every entry >= 1.
@@ -41,7 +43,7 @@ def widen_copies(graph: ChannelGraph, multiplier: Multiplier) -> Copies:
             every, extra = divmod(round(group.width * factor), group.width)
             copies[group.units] = every
             copies[group.units[:extra]] += 1
-    return copies
+    return graph.completed(copies)
 
 
 def _factor(group: ChannelGroup, multiplier: Multiplier) -> float:

@@ -143,7 +143,8 @@ class _Effects:
     def mean_square(self) -> Saliency:
         """Mean over all samples of the squared effect on the sample's own loss, shape (units,)."""
         n = self._size / self._context.ranks.share(self._size)  # samples of all ranks
-        total: Saliency = np.square(n * self._sums).sum(0) / n
+        sums = self._context.graph.gathered(self._sums)
+        total: Saliency = np.square(n * sums).sum(0) / n
         self._context.ranks.sum_([torch.from_numpy(total)])
         return total
 

@@ -166,4 +166,4 @@ def per_unit(
         entries = value.detach().movedim(dim, 0).reshape(value.shape[dim], -1)
         sums = entries.sum(1, dtype=torch.float64)
         np.add.at(result, units, sums.cpu().numpy())
-    return result
+    return context.graph.gathered(result)

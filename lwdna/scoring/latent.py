@@ -43,7 +43,8 @@ def latent_grad(
     Source: METHOD §2; Li et al., CVPR 2021.
     """
     run = _Run(context, embedding)
-    result: Saliency = np.abs(over_batches(context, run.batch, "latent-grad"))
+    sums = context.graph.gathered(over_batches(context, run.batch, "latent-grad"))
+    result: Saliency = np.abs(sums)
     context.finished["latent", embedding] = run.hypernet, run.trained
     return per_group(context.graph, result) if normalize else result
 

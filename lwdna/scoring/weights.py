@@ -104,8 +104,7 @@ def bn_scale(context: ScoringContext) -> Saliency:
             "criterion 'bn-scale' needs batch norms with gains, and the network has none: score "
             "with 'magnitude' or 'fpgm'"
         )
-    result: Saliency = total / np.maximum(times, 1.0)
-    return result
+    return _mean(context, total, times)
 
 
 @criterion("random")
@@ -151,7 +150,13 @@ def _mean_over_filters(context: ScoringContext, score: Callable[[Tensor], Tensor
     for units, w_OF in _filters(context):
         np.add.at(total, units, score(w_OF).cpu().numpy())
         np.add.at(filters, units, 1.0)
-    result: Saliency = total / np.maximum(filters, 1.0)
+    return _mean(context, total, filters)
+
+
+def _mean(context: ScoringContext, total: Saliency, times: Saliency) -> Saliency:
+    """Mean over the occurrences of each unit, in products too; 0 for a unit without any."""
+    total, times = context.graph.gathered(total), context.graph.gathered(times)
+    result: Saliency = total / np.maximum(times, 1.0)
     return result
 
 

@@ -188,17 +188,20 @@ def attention(
 ) -> None:
     """softmax(q (..., L, E) · k (..., S, E)ᵀ · scale + mask) · v (..., S, Ev).
 
+    With ``enable_gqa``, consecutive heads of the query share one head of keys and values: the
+    query's heads are a rectangle of those and of their number per head.
     The scale stays what it is for the original E: removing entries of E removes products, it does
     not rescale the others.
     """
     *batch, queries, width = op.vec(query)
     *batch_k, keys, width_k = op.vec(key)
     *batch_v, keys_v, out = op.vec(value)
+    shared = list(batch)
     if enable_gqa:
-        for v in (batch[-1], batch_k[-1], batch_v[-1]):
-            op.freeze(v, "grouped-query heads")
+        heads, kv_heads = query.shape[-3], key.shape[-3]
+        shared[-1], _ = op.space.split(batch[-1], (kv_heads, heads // kv_heads), op.node)
     for v, w in zip(
-        (*batch, *batch, width, keys), (*batch_k, *batch_v, width_k, keys_v), strict=True
+        (*shared, *shared, width, keys), (*batch_k, *batch_v, width_k, keys_v), strict=True
     ):
         op.couple(v, w)
     op.freeze(keys, "attention positions")

@@ -180,6 +180,8 @@ def _part(op: OpCall, vector: Vector, start: int, end: int) -> Vector:
     """Consecutive entries of a vector; a single one is fixed, as dimensions of one entry are."""
     if vector is None:
         return None
+    for cut in {start, end} - {0, len(vector)}:
+        op.space.joint(vector[:cut], vector[cut:], op.node)
     part = vector[start:end]
     if len(part) > 1:
         return part
