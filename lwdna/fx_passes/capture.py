@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes._base import CAPTURED
+from lwdna.fx_passes.interface import describe
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, has_effect, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
@@ -185,6 +186,7 @@ def _emit(model: nn.Module, trace: _Trace) -> GraphModule:
     graph._tracer_cls = None  # pickling traces the generated code again, by torch.fx's own tracer
     gm = assemble(root, graph, type(model).__name__)
     gm.meta[CAPTURED] = True
+    describe(gm, model, trace.tracer.calls)
     return gm
 
 

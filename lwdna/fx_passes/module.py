@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from lwdna.errors import UnsupportedModelError
+from lwdna.fx_passes.interface import attributes
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
@@ -135,6 +136,8 @@ class CapturedModule(GraphModule):
             setattr(root, name, copy.deepcopy(getattr(self, name), memo))
         new = assemble(root, copy.deepcopy(self.graph), type(self).__name__)
         new.meta = copy.deepcopy(self.meta, memo)
+        for name, value in attributes(self):
+            setattr(new, name, copy.deepcopy(value, memo))
         memo[id(self)] = new
         return new
 

@@ -135,12 +135,22 @@ def output_channels(graph: ChannelGraph) -> Any:
     """
 
     def channels(t: TensorChannels) -> int | None:
-        if len(t.shape) == 2:
-            return t.shape[1]
-        dim = _channel_dim(t, lambda v: _could_change(graph, v))
+        dim = channel_dim(graph, t)
         return None if dim is None else t.shape[dim]
 
     return tree_map_only(TensorChannels, channels, graph.values["output"])
+
+
+def channel_dim(graph: ChannelGraph, t: TensorChannels) -> int | None:
+    """The channel dimension of an activation; None where there is none, or several.
+
+    Args:
+        graph: the channel graph.
+        t: one of its activations.
+    """
+    if len(t.shape) == 2:
+        return 1
+    return _channel_dim(t, lambda v: _could_change(graph, v))
 
 
 def _could_change(graph: ChannelGraph, vector: Vectors) -> bool:

@@ -13,7 +13,7 @@ import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
 from lwdna.copies import entry_map
 from lwdna.errors import ResizeError
-from lwdna.fx_passes import init_law, modules
+from lwdna.fx_passes import init_law, interface, modules
 from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.literals import (
@@ -64,6 +64,7 @@ def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 
     new: GraphModule = copy_with(gm, replacement)
     _update_modules(new, graph, copies)
     _repair_literals(new, graph, copies)
+    interface.update(new, graph, copies)
     return new
 
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map, tree_map_only
 
 from lwdna.errors import CaptureError, LwdnaError
+from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import has_effect
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
@@ -79,6 +80,7 @@ class HintedTracer(torch.fx.Tracer):
         self.leaves = leaves
         self.evaluating = False
         self.entered: set[str] = set()  # paths of the modules that were called
+        self.calls: dict[str, Call] = {}  # last call of each module, and of forward_features
         self._guarded: set[Node] = set()
         self._differentiable: set[Node] = set()
         self._without_grad: dict[Node, HintedProxy] = {}
@@ -131,6 +133,7 @@ class HintedTracer(torch.fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._tensors = dict(named)
+        self._watch_features(root)
         with python_for_proxies(), torch.enable_grad(), _Recorder(self):
             try:
                 return super().trace(root, concrete_args)
@@ -159,8 +162,24 @@ class HintedTracer(torch.fx.Tracer):
         if self.evaluating:
             return forward(*args, **kwargs)
         self._forward = forward
-        self.entered.add(self.path_of_module(m))
-        return super().call_module(m, forward, args, kwargs)
+        path = self.path_of_module(m)
+        self.entered.add(path)
+        result = super().call_module(m, forward, args, kwargs)
+        self.calls[path] = Call.of(args, result)
+        return result
+
+    def _watch_features(self, root: Any) -> None:
+        """Note what ``forward_features`` returns, which is no module's result."""
+        method = getattr(type(root), FEATURES, None)
+        if method is None:
+            return
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = method(root, *args, **kwargs)
+            self.calls[FEATURES] = Call.of(args, result)
+            return result
+
+        setattr(root, FEATURES, watched)
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
         """Record a node together with the module whose code it is."""
