@@ -197,7 +197,9 @@ def _slice(context: Repair, bounds: slice, vector: Vector) -> slice:
         after = context.length(vector[position:], 0)
         return context.number(argument, -after)
 
-    return slice(bound(bounds.start), bound(bounds.stop), bounds.step)
+    # A stride counts from its start, whatever comes before: only its stop is a count of entries.
+    start = bound(bounds.start) if bounds.step in (None, 1) else bounds.start
+    return slice(start, bound(bounds.stop), bounds.step)
 
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)

@@ -422,10 +422,16 @@ sample("tensor_split", parted(lambda x: torch.tensor_split(x, [3], dim=1)), **UN
 sample("slice", parted(lambda x: (x[:, :3], x[:, -5:])), **UNEVEN)
 sample(
     "slice",
-    between(lambda x: x[:, ::2], into=4),
+    between(lambda x: x[:, ::2] - x[:, 1:8:2], into=4),
+    prunable={"a": 4, "b": 6},
+    note="stride",
+)
+sample(
+    "slice",
+    between(lambda x: x[:, 1:6:2] + x[:, ::3], into=3),
     **CHANNELS_FROZEN,
     frozen={"a": "stride"},
-    note="stride",
+    note="uneven-stride",
 )
 sample("narrow", parted(lambda x: (x.narrow(1, 0, 3), torch.narrow(x, 1, 3, 5))), **UNEVEN)
 sample("expand", between(lambda x: x + x.mean(1, keepdim=True).expand(-1, 8, -1, -1)))

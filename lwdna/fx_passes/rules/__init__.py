@@ -6,6 +6,7 @@ from lwdna.fx_passes.rules import (  # noqa: F401  (importing registers the rule
     indexing,
     movement,
     normalisation,
+    patches,
     pointwise,
     reduction,
     resampling,

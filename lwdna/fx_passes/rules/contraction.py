@@ -188,22 +188,25 @@ def attention(
 ) -> None:
     """softmax(q (..., L, E) · k (..., S, E)ᵀ · scale + mask) · v (..., S, Ev).
 
-    With ``enable_gqa``, consecutive heads of the query share one head of keys and values: the
-    query's heads are a rectangle of those and of their number per head.
+    A key or value of one head is broadcast. With ``enable_gqa``, consecutive heads of the query
+    share one head of keys and values: the query's heads are a rectangle of those and of their
+    number per head.
+
     The scale stays what it is for the original E: removing entries of E removes products, it does
     not rescale the others.
     """
     *batch, queries, width = op.vec(query)
     *batch_k, keys, width_k = op.vec(key)
     *batch_v, keys_v, out = op.vec(value)
-    shared = list(batch)
-    if enable_gqa:
-        heads, kv_heads = query.shape[-3], key.shape[-3]
-        shared[-1], _ = op.space.split(batch[-1], (kv_heads, heads // kv_heads), op.node)
-    for v, w in zip(
-        (*shared, *shared, width, keys), (*batch_k, *batch_v, width_k, keys_v), strict=True
-    ):
-        op.couple(v, w)
+    op.couple(width, width_k)
+    op.couple(keys, keys_v)
+    for shared, given in ((key, batch_k), (value, batch_v)):
+        for d, v in enumerate(given):
+            heads, theirs = query.shape[d], shared.shape[d]
+            if heads == theirs:
+                op.couple(batch[d], v)
+            elif theirs > 1:  # grouped queries
+                op.couple(op.space.split(batch[d], (theirs, heads // theirs), op.node)[0], v)
     op.freeze(keys, "attention positions")
     if attn_mask is not None:
         target = (*batch, queries, keys)

@@ -198,19 +198,23 @@ def slice_(
     end: int | None = None,
     step: int = 1,
 ) -> None:
-    """A consecutive part; a strided one fixes the dimension."""
+    """A consecutive part, or one entry of every ``step`` (rotary embeddings)."""
     dim = dim_of(dim, x.dim())
     vectors = list(op.vec(x))
     size = x.shape[dim]
     if op.name == "narrow":
         assert start is not None and end is not None
         end = start + end
-    if step != 1:
-        op.freeze(vectors[dim], "sliced with a stride")
+    first = 0 if start is None else _bound(start, size)
+    last = size if end is None else _bound(end, size)
+    if step != 1 and first < step and last == size and size % step == 0:
+        vectors[dim], turn = op.space.split(vectors[dim], (size // step, step), op.node)
+        op.freeze(turn, "one entry of every few is taken")
+    elif step != 1:
+        op.freeze(vectors[dim], "a stride takes some of its entries")
         vectors[dim] = None
     elif op.out.shape[dim] != size:
-        first = 0 if start is None else _bound(start, size)
-        vectors[dim] = _part(op, vectors[dim], first, size if end is None else _bound(end, size))
+        vectors[dim] = _part(op, vectors[dim], first, last)
     op.give(tuple(vectors))
 
 
@@ -280,55 +284,3 @@ def pad(op: OpCall, x: Tensor, pad: Sequence[int], value: float = 0) -> None:
         else:
             vectors[d] = concatenate(op, [(None, before), (vectors[d], x.shape[d]), (None, after)])
     op.give(tuple(vectors))
-
-
-@rule(aten.pixel_shuffle)
-def pixel_shuffle(op: OpCall, x: Tensor, upscale_factor: int) -> None:
-    """r² consecutive channels become one channel's pixels."""
-    *lead, channels, height, width = op.vec(x)
-    r = upscale_factor
-    out, *pixels = op.space.split(channels, (x.shape[-3] // r**2, r, r), op.node)
-    for v in (*pixels, height, width):
-        op.freeze(v, "positions of a pixel shuffle")
-    op.give((*lead, out, None, None))
-
-
-@rule(aten.pixel_unshuffle)
-def pixel_unshuffle(op: OpCall, x: Tensor, downscale_factor: int) -> None:
-    """One channel's pixels become r² consecutive channels."""
-    *lead, channels, height, width = op.vec(x)
-    for v in (height, width):
-        op.freeze(v, "positions of a pixel unshuffle")
-    repeated = None if channels is None else np.repeat(channels, downscale_factor**2)
-    op.give((*lead, repeated, None, None))
-
-
-@rule(aten.channel_shuffle, aten.native_channel_shuffle)
-def channel_shuffle(op: OpCall, x: Tensor, groups: int) -> None:
-    """The groups' channels in turn: (groups, width) is transposed."""
-    batch, channels, *positions = op.vec(x)
-    sizes = (groups, x.shape[1] // groups)
-    group, width = op.space.split(channels, sizes, op.node)
-    op.recorder.add_fact("groups", group)
-    op.give((batch, op.space.merge(sizes[::-1], (width, group), op.node), *positions))
-
-
-@rule(aten.im2col)
-def im2col(op: OpCall, x: Tensor, *_: Any) -> None:
-    """Every channel becomes its patch: (N, C, H, W) -> (N, C·k², L)."""
-    *lead, channels, height, width = op.vec(x)
-    for v in (height, width):
-        op.freeze(v, "positions of an unfold")
-    times = op.out.shape[-2] // x.shape[-3]
-    op.give((*lead, None if channels is None else np.repeat(channels, times), None))
-
-
-@rule(aten.col2im)
-def col2im(op: OpCall, x: Tensor, *_: Any) -> None:
-    """The inverse of im2col."""
-    *lead, patches, positions = op.vec(x)
-    channels = op.out.shape[-3]
-    out, taps = op.space.split(patches, (channels, x.shape[-2] // channels), op.node)
-    for v in (taps, positions):
-        op.freeze(v, "positions of a fold")
-    op.give((*lead, out, None, None))

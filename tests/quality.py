@@ -1,0 +1,69 @@
+"""Expected channel groups, written out: what the tests of group quality compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lwdna.channels import Policy
+from lwdna.fx_passes import verify
+from lwdna.fx_passes.analyse import analyse
+from lwdna.fx_passes.capture import capture
+from lwdna.graph import ChannelGraph
+
+#: Name of a group -> its width and the parameter dimensions that have it, as ``described`` writes.
+Expected = Mapping[str, tuple[int, str]]
+
+
+class Net(nn.Module):
+    """Named layers and parameters, and a function of them and the input."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Any], **layers: Any) -> None:
+        super().__init__()
+        self.body = body
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def param(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
+
+
+def image(channels: int = 3, size: int = 8) -> Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(7))
+
+
+def sequence(length: int = 6, channels: int = 5) -> Tensor:
+    return torch.randn(2, length, channels, generator=torch.Generator().manual_seed(7))
+
+
+def described(graph: ChannelGraph) -> dict[str, tuple[int, str]]:
+    """Prunable groups: name -> (width, slots).
+
+    A slot is ``layer[dim]`` (of ``layer.weight``, or of a parameter so named), with ``*n`` where
+    every unit occurs n times. Biases and buffers are left out: they follow dimension 0.
+    """
+    result = {}
+    for group in graph.groups:
+        if group.prunable:
+            slots = [
+                f"{slot.name.removesuffix('.weight')}[{slot.dim}]" + (f"*{n}" if n > 1 else "")
+                for slot, n in group.slots
+                if slot.kind == "parameter" and not slot.name.endswith("bias")
+            ]
+            result[group.name] = (group.width, " ".join(slots))
+    return result
+
+
+def check(model: nn.Module, x: Any, expected: Expected, policy: Policy = "auto") -> ChannelGraph:
+    """The groups are the expected ones, and every invariant holds for this network."""
+    graph = analyse(capture(model, x), x, policy=policy)
+    assert described(graph) == dict(expected)
+    verify.verify(model, x, policy=policy)
+    return graph
