@@ -64,6 +64,7 @@ def described(graph: ChannelGraph) -> dict[str, tuple[int, str]]:
 def check(model: nn.Module, x: Any, expected: Expected, policy: Policy = "auto") -> ChannelGraph:
     """The groups are the expected ones, and every invariant holds for this network."""
     graph = analyse(capture(model, x), x, policy=policy)
-    assert described(graph) == dict(expected)
+    found = described(graph)
+    assert found == dict(expected), found
     verify.verify(model, x, policy=policy)
     return graph
