@@ -20,6 +20,7 @@ from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, has_effect, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
     CONSTANTS,
+    FUNCTIONS,
     assemble,
     check_initialised,
     detached_copy,
@@ -146,7 +147,7 @@ def _mode_leaves(evaluated: _Trace, trained: _Trace, alignment: Alignment) -> se
     }
     if bare:
         return bare
-    found = obstacle(evaluated.twin, alignment)
+    found = obstacle((evaluated.twin, trained.twin), alignment)
     if found is None:
         return set()
     node, why = found
@@ -178,6 +179,8 @@ def _emit(model: nn.Module, trace: _Trace) -> GraphModule:
         assert constants is not None
         constants.register_buffer(path, getattr(trace.twin, path).clone(), persistent=False)
         node.target = f"{CONSTANTS}.{path}"
+    if FUNCTIONS in trace.twin._modules:
+        root._modules[FUNCTIONS] = trace.twin._modules[FUNCTIONS]
     for node in graph.nodes:
         node.meta = {"module": node.meta.get("module", "")}
         if isinstance(node.type, str):  # a postponed annotation, which torch 2.11 cannot pickle

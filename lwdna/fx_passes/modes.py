@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from lwdna.fx_passes.module import FUNCTIONS
 from lwdna.fx_passes.proxy import IN_PLACE
 
 #: Prefix of the names under which torch.fx stores tensors made while tracing.
@@ -94,14 +95,18 @@ def innermost(node: Node, entered: set[str]) -> str:
     return path
 
 
-def obstacle(root: nn.Module, alignment: Alignment) -> tuple[Node, str] | None:
+def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] | None:
     """A node of one mode that cannot run in the other mode too, and why.
 
     What is merged runs in both modes, so it must leave alone what the other mode sees.
+
+    Args:
+        twins: the modules that were traced, (in evaluation, in training).
+        alignment: of their graphs.
     """
-    for lone, shared in (
-        (alignment.evaluated, [pair[0] for pair in alignment.pairs]),
-        (alignment.trained, [pair[1] for pair in alignment.pairs]),
+    for root, lone, shared in (
+        (twins[0], alignment.evaluated, [pair[0] for pair in alignment.pairs]),
+        (twins[1], alignment.trained, [pair[1] for pair in alignment.pairs]),
     ):
         state = [node for node in lone if node.op == "get_attr"]  # seen by every later call
         visible = {key for node in (*shared, *state) for key in _storages(node)}
@@ -110,7 +115,7 @@ def obstacle(root: nn.Module, alignment: Alignment) -> tuple[Node, str] | None:
             if changed:
                 return node, "it changes a tensor in place that is seen in both modes"
     for node in alignment.evaluated:
-        if node.op == "call_module" and any(True for _ in _module(root, node).buffers()):
+        if node.op == "call_module" and any(True for _ in _module(twins[0], node).buffers()):
             return node, "it would update its buffers in training mode"
     return None
 
@@ -159,8 +164,7 @@ def merge(evaluated: Graph, trained: Graph, alignment: Alignment, twins: tuple[A
             continue
         with evaluated.inserting_before(anchor):
             known[node] = evaluated.node_copy(node, known.__getitem__)
-        if _is_constant(node):
-            _adopt(twins, known[node])
+        _adopt(twins, known[node])
 
 
 def _is_constant(node: Node) -> bool:
@@ -178,9 +182,14 @@ def _differ(twins: tuple[Any, Any], a: Node, b: Node) -> bool:
 
 
 def _adopt(twins: tuple[Any, Any], node: Node) -> None:
-    value = getattr(twins[1], str(node.target))
-    node.target = f"{node.target}_training"
-    setattr(twins[0], node.target, value)
+    """Bring over what tracing in training mode left at its twin."""
+    if _is_constant(node):
+        value = getattr(twins[1], str(node.target))
+        node.target = f"{node.target}_training"
+        setattr(twins[0], node.target, value)
+    elif FUNCTIONS in twins[1]._modules:
+        theirs = twins[0]._modules.setdefault(FUNCTIONS, nn.Module())
+        theirs._modules.update(twins[1]._modules[FUNCTIONS]._modules)
 
 
 class _Choices:

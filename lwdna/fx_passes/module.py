@@ -15,6 +15,7 @@ from lwdna.fx_passes.interface import attributes
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
+FUNCTIONS = "_functions"
 
 
 class Container(nn.Module):
@@ -30,6 +31,24 @@ class Container(nn.Module):
 
     def _get_name(self) -> str:
         return self._name
+
+
+class CalledFunction(nn.Module):
+    """A function that runs as it is: scripted, or with a backward pass of its own.
+
+    Its operators are analysed like any others; numbers in its code are not repaired.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Whatever the function returns."""
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CalledFunction:
+        return CalledFunction(self._function)  # scripted functions cannot be copied
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

@@ -73,7 +73,8 @@ def python_for_proxies() -> Iterator[None]:
     a tensor); ``len`` of a batch, ``max`` and ``min`` of sizes stay symbolic; the C++ parser would
     ask proxies for their present value; a checkpointed call is traced like any other; functions
     of the model's own that were marked by ``torch.fx.wrap`` are traced through, since an opaque
-    function could only freeze the channels it sees.
+    function could only freeze the channels it sees. What Python cannot look into, or what has a
+    backward pass of its own, is called as it is.
     """
     replacements: dict[tuple[Any, str], Any] = {
         (builtins, "isinstance"): _instance_check(),
@@ -82,6 +83,8 @@ def python_for_proxies() -> Iterator[None]:
         (builtins, "min"): _extremum(min),
         (torch.utils.checkpoint, "checkpoint"): _checkpoint,
         (torch.utils.checkpoint, "checkpoint_sequential"): _checkpoint_sequential,
+        (torch.autograd.Function, "apply"): _own_backward(),
+        (torch.jit.ScriptFunction, "__call__"): _scripted(),
         (torch.fx._symbolic_trace, "_wrapped_fns_to_patch"): _wrapped_of_torch(),
     }
     for name in (*_FACTORY_NAMES, *_NUMBER_TAKERS):
@@ -90,7 +93,8 @@ def python_for_proxies() -> Iterator[None]:
         replacements[F, name] = _recorded(getattr(F, name))
     with ExitStack() as stack, exact_attention():
         for (owner, name), replacement in replacements.items():
-            stack.callback(setattr, owner, name, getattr(owner, name))
+            own = vars(owner).get(name)
+            stack.callback(*((setattr, owner, name, own) if own else (delattr, owner, name)))
             setattr(owner, name, replacement)
         yield
 
@@ -115,6 +119,54 @@ def exact_attention() -> Iterator[None]:
 def _wrapped_of_torch() -> dict[Any, dict[str, Any]]:
     wrapped = torch.fx._symbolic_trace._wrapped_fns_to_patch
     return {key: frame for key, frame in wrapped.items() if not is_model_code(frame.get(key[1]))}
+
+
+def _tracer_of(args: Any) -> Any:
+    """The tracer that a call with these arguments is recorded by; None if it just runs."""
+    found = next((v for v in tree_leaves(args) if is_proxy(v)), None)
+    return None if found is None or found.tracer.evaluating else found.tracer
+
+
+def _own_backward() -> Any:
+    original = torch.autograd.Function.apply
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = getattr(original, "__func__", None)
+        run = super(torch.autograd.Function, cls).apply if bound is None else bound.__get__(cls)
+        tracer = _tracer_of((args, kwargs))
+        if tracer is None:
+            return run(*args, **kwargs)
+        return tracer.call_function(cls.__name__, _Apply(cls), args, kwargs)
+
+    return classmethod(apply)
+
+
+class _Apply:
+    """``function_class.apply``, looked up when it is called."""
+
+    def __init__(self, function_class: Any) -> None:
+        self.function_class = function_class
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function_class.apply(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Apply) and self.function_class is other.function_class
+
+    def __hash__(self) -> int:
+        return hash(self.function_class)
+
+
+def _scripted() -> Callable[..., Any]:
+    original = torch.jit.ScriptFunction.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer_of((args, kwargs))
+        if tracer is None:
+            return original(self, *args, **kwargs)
+        return tracer.call_function(self.name, self, args, kwargs)
+
+    return call
 
 
 def _instance_check() -> Callable[[Any, Any], bool]:
@@ -151,12 +203,12 @@ def _extremum(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
     def make(*args: Any, **kwargs: Any) -> Any:
-        found = next((v for v in tree_leaves((args, kwargs)) if is_proxy(v)), None)
-        if found is None or found.tracer.evaluating:
+        tracer = _tracer_of((args, kwargs))
+        if tracer is None:
             return original(*args, **kwargs)
         if len(args) > 1 and original.__name__ in _SIZE_FACTORIES:
             args = (args,)
-        return found.tracer.create_proxy("call_function", original, args, kwargs)
+        return tracer.create_proxy("call_function", original, args, kwargs)
 
     return make
 

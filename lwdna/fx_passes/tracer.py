@@ -22,6 +22,7 @@ from lwdna.errors import CaptureError, LwdnaError
 from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import has_effect
+from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 
@@ -118,10 +119,10 @@ class HintedTracer(torch.fx.Tracer):
         return root_fn, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch.nn modules, batch norms with their own forward, and the given leaves."""
+        """torch.nn's layers, batch norms with their own forward, scripted and given modules."""
         return (
             module_qualified_name in self.leaves
-            or isinstance(m, nn.modules.batchnorm._NormBase)
+            or isinstance(m, (nn.modules.batchnorm._NormBase, torch.jit.ScriptModule))
             or (
                 not isinstance(m, _OPENED_MODULES)
                 and super().is_leaf_module(m, module_qualified_name)
@@ -142,7 +143,7 @@ class HintedTracer(torch.fx.Tracer):
             except Exception as e:
                 raise CaptureError(
                     f"{source_line(e)} cannot be traced: {type(e).__name__}: {e}. The network is "
-                    "not one static graph; scripted functions and vmap are not part of one"
+                    "not one static graph; what vmap transforms is not part of one"
                 ) from e
 
     def proxy(self, node: Node) -> Proxy:
@@ -187,6 +188,19 @@ class HintedTracer(torch.fx.Tracer):
         stack = self.module_stack
         node.meta["module"] = next(reversed(stack.values()))[0] if stack else ""
         return node
+
+    def call_function(self, name: str, function: Any, args: Any, kwargs: Any) -> Any:
+        """Record a call of a function that is not traced through, as a module of its own."""
+        holder = self.root._modules.setdefault(FUNCTIONS, nn.Module())
+        assert holder is not None
+        used = [key for key, m in holder._modules.items() if m._function == function]  # type: ignore[union-attr]
+        path = used[0] if used else name
+        while not used and path in holder._modules:
+            path += "_"
+        if not used:
+            holder.add_module(path, CalledFunction(function))
+        self._forward = function
+        return self.create_proxy("call_module", f"{FUNCTIONS}.{path}", args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A proxy for parameters and buffers (one node each), the value for the rest."""

@@ -204,6 +204,49 @@ def test_checkpoints_are_traced_through_and_the_loss_is_told(reentrant: bool) ->
     same_gradients(model, gm)
 
 
+class Steep(torch.autograd.Function):
+    """A step with a gradient of its own, ten times that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round() + x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 10 * gradient
+
+
+def test_a_backward_pass_of_its_own_is_kept() -> None:
+    model = Body(lambda s, x: Steep.apply(Steep.apply(s.a(x))), a=nn.Linear(16, 16))
+    gm, prunable = checked(model)
+    assert {"a.weight", "stem.weight"} <= prunable
+    same_gradients(model, gm)
+    assert list(gm.state_dict()) == list(model.state_dict())
+    assert torch.equal(Steep.apply(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_a_backward_pass_of_training_alone_is_kept() -> None:
+    model = Body(lambda s, x: Steep.apply(s.a(x)) if s.training else s.a(x), a=nn.Linear(16, 16))
+    gm = capture(model, TOKENS)
+    verify.identity(model, gm, TOKENS)
+    same_gradients(model.train(), gm.train())
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_scripted_functions_and_activations_run_as_they_are() -> None:
+    scripted = torch.jit.script(swish)
+    act = torch.jit.script(nn.GELU())
+    model = Body(lambda s, x: s.act(scripted(s.a(x)) + scripted(x)), a=nn.Linear(16, 16), act=act)
+    gm, prunable = checked(model)
+    assert {"a.weight", "stem.weight"} <= prunable
+    same_gradients(model, gm)
+    assert torch.equal(scripted(TOKENS), swish(TOKENS))
+
+
 def bias_or_none(x: Tensor, wanted: bool) -> Tensor | None:
     return x.new_ones(x.shape[-1]) if wanted else None
 
