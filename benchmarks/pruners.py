@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Clock, Seconds, described
+from benchmarks.measure import Clock, Seconds, Timer, described
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
@@ -29,9 +30,11 @@ def removal(graph: ChannelGraph, share: float, seed: int) -> Copies:
     return copies
 
 
-def prune(network: nn.Module, batch: Any, seed: int) -> tuple[Seconds, ChannelGraph, nn.Module]:
-    """Lwdna's three stages: (seconds of each and in total, the channel graph, the result)."""
-    clock = Clock()
+def prune(
+    network: nn.Module, batch: Any, seed: int, timer: Timer = time.perf_counter
+) -> tuple[Seconds, ChannelGraph, nn.Module]:
+    """Our three stages: (seconds of each and in total, the channel graph, the result)."""
+    clock = Clock(timer)
     with clock.stage("capture"):
         gm = capture(network, batch)
     with clock.stage("analyse"):
@@ -70,7 +73,11 @@ def peer_graph_seconds(network: nn.Module, image: Tensor) -> float:
 
 
 def prune_as_peer(
-    network: nn.Module, image: Any, seed: int, last: set[str]
+    network: nn.Module,
+    image: Any,
+    seed: int,
+    last: set[str],
+    timer: Timer = time.perf_counter,
 ) -> tuple[float, nn.Module]:
     """What a user of Torch-Pruning runs, on a copy, which is not timed.
 
@@ -81,6 +88,7 @@ def prune_as_peer(
         image: inputs at batch size 1.
         seed: of the removed channels.
         last: names of the layers to leave alone (:func:`classifiers`).
+        timer: see :class:`benchmarks.measure.Clock`.
 
     Returns:
         (seconds, the pruned network).
@@ -88,7 +96,7 @@ def prune_as_peer(
     import torch_pruning as tp  # only the benchmark's extra installs it
 
     torch.manual_seed(seed)
-    clock = Clock()
+    clock = Clock(timer)
     model = copy.deepcopy(network)
     heads = _attention_heads(model)
     ignored: list[Any] = [model.get_submodule(path) for path in sorted(last)]

@@ -10,6 +10,10 @@ from fnmatch import fnmatchcase
 import timm
 import torchvision
 
+from benchmarks.networks import default_size
+
+_QUICK_PIXELS = 256
+
 
 def all_models() -> tuple[str, ...]:
     """Every model of both libraries, as ``"timm:resnet18"``."""
@@ -50,12 +54,15 @@ def sample(names: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
     """``count`` models of as many families as there are, drawn by ``seed``.
 
     Families come in random order, one random model of each; then a second of each, and so on.
+    Models of more than 256 pixels come last in their family: they differ from the others of it in
+    the time that they take, and in little else.
     """
     draw = random.Random(seed)
     members: dict[str, list[str]] = defaultdict(list)
-    for name in draw.sample(list(names), len(names)):
+    order = draw.sample(list(names), len(names))
+    for name in sorted(order, key=lambda n: default_size(n)[-1] > _QUICK_PIXELS):
         members[family(name)].append(name)
-    order = draw.sample(sorted(members), len(members))
+    families = draw.sample(sorted(members), len(members))
     longest = max(map(len, members.values()), default=0)
-    rounds = (members[f][k] for k in range(longest) for f in order if k < len(members[f]))
+    rounds = (members[f][k] for k in range(longest) for f in families if k < len(members[f]))
     return tuple(rounds)[:count]

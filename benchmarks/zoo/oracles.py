@@ -60,11 +60,7 @@ class Verdict:
 
 
 def numeric(case: Case) -> Verdict:
-    """All invariants, on real inputs.
-
-    Raises:
-        RuntimeError: the captured network runs on none of its inputs.
-    """
+    """All invariants, on real inputs."""
     inputs, expected, facts = _settle(case)
     one = first_sample(inputs)
     gm, graph, copies, net = case.gm, case.graph, case.copies, case.net
@@ -117,15 +113,18 @@ def _settle(case: Case) -> tuple[tuple[Any, ...], list[torch.Tensor], dict[str, 
     """
     small, own = (example(case.name, 2, small=s, seed=case.seed) for s in (True, False))
     facts: dict[str, Any] = {}
-    for inputs in (small, own) if _shapes(small) != _shapes(own) else (own,):
+    if _shapes(small) != _shapes(own):
+        one = first_sample(small)
         try:
-            expected = verify.evaluated(case.model, first_sample(inputs))
-            verify.evaluated(case.gm, first_sample(inputs))
+            verify.evaluated(case.gm, one)
+            return small, verify.evaluated(case.model, one), {"verified_at": _shapes(small)}
         except Exception as error:
             facts["small_refused"] = described("forward", error)
-        else:
-            return inputs, expected, {"verified_at": _shapes(inputs), **facts}
-    raise RuntimeError(f"the captured network does not run: {facts['small_refused']}")
+    return (
+        own,
+        verify.evaluated(case.model, first_sample(own)),
+        {"verified_at": _shapes(own), **facts},
+    )
 
 
 def first_sample(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

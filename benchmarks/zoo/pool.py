@@ -8,6 +8,7 @@ whatever happens to a child.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import resource
 import signal
@@ -78,6 +79,7 @@ def _start(name: str, examine: Examine, memory_gb: float) -> _Running:
 
 def _child(name: str, examine: Examine, pipe: Connection, memory_gb: float) -> None:
     """Run in the child: one thread, limited memory."""
+    gc.freeze()  # what the parent imported is no garbage: collections do not look at it again
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if sys.platform == "linux":  # elsewhere the kernel does not enforce it

@@ -1,4 +1,7 @@
-"""One model of a zoo: captured, analysed, shrunk, verified and timed, in the process it runs in."""
+"""One model of a zoo: captured, analysed, shrunk, verified and timed, in the process it runs in.
+
+Seconds are those of the processor, on one thread: what a clock shows where nothing else runs.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +83,9 @@ class Log:
         self._send(self.record)
 
     def stage(self, name: str, step: Callable[[], T]) -> T:
-        """Run a step; its seconds and its peak memory go into the record."""
+        """Run a step; its processor seconds and its peak memory go into the record."""
         self.enter(name)
-        clock, result = Clock(), []
+        clock, result = Clock(time.process_time), []
 
         def run() -> None:
             with clock.stage(name):
@@ -214,12 +217,14 @@ def _compare(model: nn.Module, name: str, last: set[str], settings: Settings, lo
     found: dict[str, Any] = {}
 
     def ours() -> None:
-        found["ours_s"] = round(prune(model, batch, settings.seed)[0]["total"], 3)
+        found["ours_s"] = round(
+            prune(model, batch, settings.seed, time.process_time)[0]["total"], 3
+        )
 
     def theirs() -> None:
         try:
             with time_limit(settings.peer_limit_s):
-                seconds, small = prune_as_peer(model, one, settings.seed, last)
+                seconds, small = prune_as_peer(model, one, settings.seed, last, time.process_time)
             found["peer_s"] = round(seconds, 3)
             found["failure"] = run_error(small, one)
         except (Exception, TimeLimitError) as error:
