@@ -64,6 +64,7 @@ def _fate(name: str, send: Send) -> None:
             bytearray(2**30)
         except MemoryError:
             send({"name": name, "stage": "done", "failure": {"stage": "capture", "error": "ate"}})
+            return
     send({"name": name, "stage": "done"})
 
 
@@ -218,6 +219,10 @@ def test_no_loss_is_silent() -> None:
     assert set(wrong) == {"timm:half_2", "timm:low", "timm:low_vit", "timm:bad"}
     assert wrong["timm:low"] == "55.0% of MACs prunable: a table"
     assert wrong["timm:bad"] == "capture: no"
+    assert summary.stale(cases, limits) == []
+    assert summary.stale(cases[:1] + cases[3:], limits) == [], "names no model that was examined"
+    mended = [record("timm:odd_1"), record("timm:half_1")]
+    assert summary.stale(mended, limits) == [*limits.refused, *limits.share]
 
 
 def test_the_committed_limits_name_models() -> None:
@@ -252,3 +257,11 @@ def test_tables_are_filled_between_their_marks() -> None:
     assert report.filled(once, blocks) == once and once.endswith("end\n")
     with pytest.raises(ValueError, match="zoo:other"):
         report.filled("<!-- zoo:other -->\n<!-- /zoo:other -->", blocks)
+
+
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
+def test_the_pages_tables_are_those_of_the_record(page: Path) -> None:
+    blocks = report.tables(records.read(report.RESULTS))
+    text = page.read_text()
+    assert "<!-- zoo:" in text
+    assert report.filled(text, blocks) == text, "run python -m benchmarks.zoo.report"

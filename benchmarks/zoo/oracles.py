@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.measure import described
 from benchmarks.zoo.inputs import example
@@ -61,15 +61,14 @@ class Verdict:
 
 def numeric(case: Case) -> Verdict:
     """All invariants, on real inputs."""
-    inputs, expected, facts = _settle(case)
-    one = first_sample(inputs)
+    one, two, expected, facts = _settle(case)
     gm, graph, copies, net = case.gm, case.graph, case.copies, case.net
     wide = widen_copies(graph, _WIDEN)
     checks: dict[str, Callable[[], str]] = {
         "identity": lambda: verify.identity(case.model, gm, one, expected=expected),
         "round trip": lambda: verify.round_trip(gm, graph, wide, one, expected=expected),
         "masked equivalence": lambda: verify.masked_equivalence(gm, graph, copies, net, one),
-        "trains": lambda: verify.trains(net, inputs, batches=(2,)),
+        "trains": lambda: verify.trains(net, two, batches=(2,)),
     }
     return _judge({**_structural(case), **checks}, facts)
 
@@ -105,31 +104,27 @@ def _judge(checks: Mapping[str, Callable[[], str]], facts: dict[str, Any]) -> Ve
     return verdict
 
 
-def _settle(case: Case) -> tuple[tuple[Any, ...], list[torch.Tensor], dict[str, Any]]:
-    """Inputs at batch size 2, the model's outputs on the first sample, and what was tried.
+def _settle(
+    case: Case,
+) -> tuple[tuple[Any, ...], tuple[Any, ...], list[torch.Tensor], dict[str, Any]]:
+    """Inputs at batch sizes 1 and 2, the model's outputs on the first, and what was tried.
 
     The smallest resolution, unless the network was captured for another one only (its Python code
     branches on sizes) or does not run there; then its own.
     """
-    small, own = (example(case.name, 2, small=s, seed=case.seed) for s in (True, False))
+    (one, two), own = (
+        [example(case.name, n, small=small, seed=case.seed) for n in (1, 2)]
+        for small in (True, False)
+    )
     facts: dict[str, Any] = {}
-    if _shapes(small) != _shapes(own):
-        one = first_sample(small)
+    if _shapes(one) != _shapes(own[0]):
         try:
             verify.evaluated(case.gm, one)
-            return small, verify.evaluated(case.model, one), {"verified_at": _shapes(small)}
+            return one, two, verify.evaluated(case.model, one), {"verified_at": _shapes(two)}
         except Exception as error:
             facts["small_refused"] = described("forward", error)
-    return (
-        own,
-        verify.evaluated(case.model, first_sample(own)),
-        {"verified_at": _shapes(own), **facts},
-    )
-
-
-def first_sample(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments at batch size 1."""
-    return tuple(tree_map_only(torch.Tensor, lambda t: t[:1], inputs))
+    one, two = own
+    return one, two, verify.evaluated(case.model, one), {"verified_at": _shapes(two), **facts}
 
 
 def _shapes(tensors: Any) -> list[tuple[int, ...]]:

@@ -33,6 +33,8 @@ def show(results: Results, expected: int) -> int:
         print(f"{len(names):4} x {cause}\n       {', '.join(names[:6])}")
     for bar in summary.bars(found, expected, limits):
         print("met   " if bar.met else "MISSED", bar.text)
+    for entry in summary.stale(found, limits):
+        print(f"limits.toml: no model needs {entry['models']} any more: delete the entry")
     cpu = sum(r.get("cpu_s", 0.0) for r in found)
     print(
         f"{cpu / max(len(found), 1):.1f} core-seconds per model; {len(all_models())} models on "
@@ -101,7 +103,7 @@ def _limits(limits: Limits) -> str:
         for entries, what in ((limits.refused, "no static graph"), (limits.share, "share of MACs"))
         for e in entries
     ]
-    return _table(("models", "what", "rule", "source"), rows)
+    return _table(("models", "what", "rule", "source"), rows) if rows else "None."
 
 
 def _open(found: Sequence[Record], limits: Limits) -> str:

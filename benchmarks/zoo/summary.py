@@ -121,6 +121,15 @@ def unexplained(records: Iterable[Record], limits: Limits) -> list[tuple[str, st
     return wrong
 
 
+def stale(records: Iterable[Record], limits: Limits) -> list[Mapping[str, Any]]:
+    """Entries of limits.toml that name models of ``records`` and that none of them needs."""
+    records = list(records)
+    needed = [limits.refuses(r) for r in records if not r["ok"]]
+    needed += [limits.explains(r) for r in low_share(records)]
+    entries = [e for e in (*limits.refused, *limits.share) if any(_named(r, e) for r in records)]
+    return [e for e in entries if not any(e is n for n in needed)]
+
+
 def why(record: Record) -> str:
     """What failed, in one line."""
     if "failure" in record:
@@ -139,8 +148,8 @@ def bars(records: Sequence[Record], expected: int, limits: Limits) -> list[Bar]:
     ok = sum(r["ok"] for r in records)
     listed = sum(limits.refuses(r) is not None for r in records if not r["ok"])
     numeric = [r for r in records if r["ok"] and "masked equivalence" in r["held"]]
-    small = [r for r in records if r.get("device") == "cpu"]
-    wrong = unexplained(records, limits)
+    small = [r for r in records if r.get("device") == "cpu" and (r["ok"] or not limits.refuses(r))]
+    wrong, old = unexplained(records, limits), stale(records, limits)
     found = [
         Bar(
             ok + listed == expected,
@@ -152,6 +161,7 @@ def bars(records: Sequence[Record], expected: int, limits: Limits) -> list[Bar]:
             f"{len(numeric)} of {len(small)} models under 100 M parameters verified in float64",
         ),
         Bar(not wrong, f"{len(wrong)} failures or losses of prunability are not listed"),
+        Bar(not old, f"{len(old)} entries of limits.toml are out of date"),
     ]
     return found + _speed(records) + _beside_peer(records)
 

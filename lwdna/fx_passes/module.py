@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.fx.node import map_aggregate
 
 from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.interface import attributes
@@ -91,6 +92,23 @@ def meta_twin(module: nn.Module) -> Any:
 def detached_copy(module: nn.Module) -> Any:
     """Deep copy that shares nothing with ``module`` and keeps its device, modes and flags."""
     return copy_with(module, lambda t: t.detach().clone())
+
+
+def in_double(gm: GraphModule) -> GraphModule:
+    """Copy of a captured module that computes in float64: its tensors and what its graph names.
+
+    A graph that asks for float32 (``x.float()``, ``torch.arange(n, dtype=torch.float32)``) would
+    lose digits, or meet float64 weights with float32 values.
+    """
+    work: GraphModule = detached_copy(gm).double()
+    for node in work.graph.nodes:
+        if node.op == "call_method" and node.target == "float":
+            node.target = "double"
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda a: torch.float64 if a is torch.float32 else a
+        )
+    work.recompile()
+    return work
 
 
 def skeleton(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn.Module:

@@ -7,7 +7,8 @@ statement of what it compared otherwise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from lwdna.channels import Policy
 from lwdna.fx_passes.analyse import analyse, single_batch
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.masked import run_masked
-from lwdna.fx_passes.module import detached_copy, meta_twin
+from lwdna.fx_passes.module import detached_copy, in_double, meta_twin
 from lwdna.fx_passes.outputs import Outputs, freed
 from lwdna.fx_passes.patches import exact_attention
 from lwdna.fx_passes.resize import resize
@@ -125,12 +126,10 @@ def masked_equivalence(
     """
     arguments = as_arguments(gm, inputs)
     double = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, arguments)
-    small = _outputs(detached_copy(shrunk).double().eval(), double)
-    masked = [
-        t
-        for t in tree_leaves(run_masked(detached_copy(gm).double(), graph, copies, double))
-        if isinstance(t, Tensor)
-    ]
+    with _default_dtype(torch.float64):  # of tensors that forward creates
+        small = _outputs(in_double(shrunk).eval(), double)
+        outputs = run_masked(in_double(gm), graph, copies, double)
+    masked = [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
     worst = 0.0
     for k, (x, y) in enumerate(zip(small, masked, strict=True)):
         require(x.shape == y.shape, f"masked equivalence: output {k}: {_difference(x, y)}")
@@ -140,6 +139,16 @@ def masked_equivalence(
         )
         worst = max(worst, error)
     return f"{len(small)} outputs within {worst:.1e} of the masked original (float64)"
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def restriction(graph: ChannelGraph, copies: Copies, resized: GraphModule) -> str:
