@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten
 
 from lwdna.channels import ChannelSpace, Policy, Slot, Vector, Vectors
 from lwdna.choices import resolve
@@ -32,6 +32,7 @@ from lwdna.fx_passes.modes import alternatives
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.rules import OpCall, rule_for
+from lwdna.fx_passes.trees import tree_leaves, tree_map
 from lwdna.graph import ChannelGraph, TensorChannels, WeightRole
 from lwdna.graph_builder import build_graph
 from lwdna.inputs import as_arguments

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from lwdna.fx_passes.trees import tree_leaves
 
 #: Shape, strides, dtype of a result.
 _Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]

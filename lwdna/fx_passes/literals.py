@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lwdna.channels import Vector
 from lwdna.errors import ResizeError
+from lwdna.fx_passes.trees import tree_leaves, tree_map_only
 from lwdna.graph import ChannelGraph, Copies, TensorChannels
 
 

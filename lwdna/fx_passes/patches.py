@@ -17,9 +17,9 @@ import torch.fx._symbolic_trace
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy
+from lwdna.fx_passes.trees import tree_leaves
 
 _FACTORY_NAMES = (
     "arange",

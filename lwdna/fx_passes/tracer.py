@@ -15,8 +15,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Node, Proxy
+from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any, tree_leaves, tree_map, tree_map_only
 
 from lwdna.errors import CaptureError, LwdnaError
 from lwdna.fx_passes.interface import FEATURES, Call
@@ -25,6 +25,7 @@ from lwdna.fx_passes.modes import has_effect
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
+from lwdna.fx_passes.trees import tree_leaves, tree_map, tree_map_only
 
 #: Modules of torch.nn that are traced through, down to the layers they are made of.
 _OPENED_MODULES = (
@@ -52,7 +53,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in OPENED:
             return OPENED[func](*args, **kwargs)
-        if func not in FACTORIES and not tree_any(is_proxy, (args, kwargs)):
+        if func not in FACTORIES and not any(map(is_proxy, tree_leaves((args, kwargs)))):
             return func(*args, **kwargs)
         if torch.overrides.is_tensor_method_or_property(func):
             name = func.__name__
@@ -154,6 +155,8 @@ class HintedTracer(torch.fx.Tracer):
         """Lower a value to a node argument; parameters and buffers are looked up by identity."""
         if type(a) is HintedProxy:
             return a.node
+        if type(a) in base_types:
+            return a
         if isinstance(a, Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})
         return super().create_arg(a)

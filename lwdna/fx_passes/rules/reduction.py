@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.rules.pointwise import pointwise
 from lwdna.fx_passes.rules.registry import OpCall, dims_of, rule
+from lwdna.fx_passes.trees import tree_leaves
 
 aten = torch.ops.aten
 

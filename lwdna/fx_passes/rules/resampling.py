@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.rules.registry import OpCall, rule
+from lwdna.fx_passes.trees import tree_leaves
 
 aten = torch.ops.aten
 
