@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -29,7 +29,7 @@ from lwdna.fx_passes import modules
 from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.kernels import MetaKernels
 from lwdna.fx_passes.modes import alternatives
-from lwdna.fx_passes.module import meta_twin
+from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.fx_passes.trees import tree_leaves, tree_map
@@ -172,10 +172,16 @@ def _freeze_unknown(op: OpCall, inputs: list[Tensor]) -> None:
 
 
 class ChannelInterpreter(torch.fx.Interpreter):
-    """Runs a graph under a :class:`ChannelMode` and notes what every node returns."""
+    """Runs a graph under a :class:`ChannelMode` and notes what every node returns.
 
-    def __init__(self, gm: GraphModule, mode: ChannelMode) -> None:
-        super().__init__(gm)
+    Args:
+        root: the module tree that the graph's targets name.
+        graph: the graph of a captured network.
+        mode: follows the channels; made for ``root``.
+    """
+
+    def __init__(self, root: nn.Module, graph: Graph, mode: ChannelMode) -> None:
+        super().__init__(root, graph=graph)
         self.mode = mode
         self.values: dict[str, Any] = {}
 
@@ -284,9 +290,9 @@ def analyse(
     Source: DESIGN "Analyse"; torch.utils._python_dispatch.
     """
     check_outputs(outputs)
-    twin = meta_twin(gm).eval()
+    twin = meta_twin(tree_of(gm)).eval()
     mode = ChannelMode(twin)
-    interpreter = ChannelInterpreter(twin, mode)
+    interpreter = ChannelInterpreter(twin, gm.graph, mode)
     relus = _watch_relus(twin, mode)
     inputs = single_batch(as_arguments(gm, example_inputs))
     with torch.inference_mode(), torch.device("meta"), mode:

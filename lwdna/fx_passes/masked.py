@@ -134,7 +134,7 @@ def run_masked(
     network: GraphModule = detached_copy(gm).eval()
     first = ChannelMode(network)
     with torch.inference_mode(), first:
-        interpreter = ChannelInterpreter(network, first)
+        interpreter = ChannelInterpreter(network, network.graph, first)
         interpreter.run(*inputs)
     freeze_outputs(first.space, interpreter.values["output"], freed(graph))
     resolve(first.space, graph.policy)
@@ -142,7 +142,7 @@ def run_masked(
     masked = MaskedMode(network, alive)
     with torch.inference_mode():
         with masked:
-            result = ChannelInterpreter(network, masked).run(*inputs)
+            result = ChannelInterpreter(network, network.graph, masked).run(*inputs)
         return tree_map_only(Tensor, masked.cut, result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from lwdna.fx_passes.interface import attributes
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
 FUNCTIONS = "_functions"
+_ATOMS = frozenset((bool, int, float, str, type(None)))
 
 
 class Container(nn.Module):
@@ -63,19 +65,53 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
 def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
     """Deep copy of a module tree in which every tensor ``t`` becomes ``replace(t)``.
 
-    Ties survive: a tensor met twice is replaced once. No tensor data is copied on the way.
+    Ties survive: a tensor met twice is replaced once. No tensor data is copied on the way, and the
+    depth of the tree does not matter.
     """
     memo: dict[int, Any] = {}
     for tensor in tensors_of(module):
         if id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, replace(tensor))
     try:
+        kinds = {kind for kind in set(map(type, module.modules())) if _is_plain(kind)}
+        plain = [child for child in module.modules() if type(child) in kinds]
+        for child in plain:
+            memo[id(child)] = type(child).__new__(type(child))
+        for child in plain:
+            memo[id(child)].__dict__.update(
+                {name: _copied(value, memo) for name, value in vars(child).items()}
+            )
         return copy.deepcopy(module, memo)
     except Exception as e:
         raise UnsupportedModelError(
             f"{type(module).__name__} cannot be copied: {type(e).__name__}: {e}. Keep what cannot "
             "be copied (scripted functions, generators, open files) out of the module"
         ) from e
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether deepcopy would copy the attributes of such modules and do nothing else."""
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and all(
+            getattr(kind, name) is getattr(nn.Module, name)
+            for name in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+        )
+        and not any("__slots__" in vars(base) for base in kind.__mro__)
+    )
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy``, with a short way for what modules consist of: names, numbers, dicts."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind not in (dict, OrderedDict) or id(value) in memo:
+        return copy.deepcopy(value, memo)
+    new = memo[id(value)] = kind()
+    for key, entry in value.items():
+        new[_copied(key, memo)] = _copied(entry, memo)
+    return new
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
@@ -164,22 +200,24 @@ class CapturedModule(GraphModule):
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
-        if id(self) in memo:
-            found: CapturedModule = memo[id(self)]
-            return found
-        root = Container(type(self).__name__)
-        root.training = self.training
-        for name in _TREE:
-            setattr(root, name, copy.deepcopy(getattr(self, name), memo))
-        new = assemble(root, copy.deepcopy(self.graph), type(self).__name__)
-        new.meta = copy.deepcopy(self.meta, memo)
-        for name, value in attributes(self):
-            setattr(new, name, copy.deepcopy(value, memo))
-        memo[id(self)] = new
+        root = copy.deepcopy(tree_of(self), memo)
+        new = memo[id(self)] = reassemble(self, root, copy.deepcopy(self.graph), memo)
         return new
 
 
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def tree_of(gm: GraphModule) -> nn.Module:
+    """The module tree of a captured network, shared with it, without its code.
+
+    ``torch.fx.Interpreter`` runs the graph on it, or on a copy of it.
+    """
+    root = Container(type(gm).__name__)
+    root.training = gm.training
+    for name in _TREE:
+        setattr(root, name, getattr(gm, name))
+    return root
 
 
 def assemble(root: nn.Module, graph: Graph, name: str) -> CapturedModule:
@@ -189,3 +227,14 @@ def assemble(root: nn.Module, graph: Graph, name: str) -> CapturedModule:
         setattr(gm, attribute, getattr(root, attribute))
     gm.training = root.training
     return gm
+
+
+def reassemble(
+    gm: GraphModule, root: nn.Module, graph: Graph, memo: dict[int, Any] | None = None
+) -> CapturedModule:
+    """A captured module with another tree and graph, and with what else ``gm`` says, copied."""
+    new = assemble(root, graph, type(gm).__name__)
+    new.meta = copy.deepcopy(gm.meta, memo)
+    for name, value in attributes(gm):
+        setattr(new, name, copy.deepcopy(value, memo))
+    return new

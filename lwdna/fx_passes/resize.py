@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.fx
-from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 
 import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
@@ -23,7 +24,7 @@ from lwdna.fx_passes.literals import (
     holds_tensors,
     repair,
 )
-from lwdna.fx_passes.module import copy_with, meta_twin
+from lwdna.fx_passes.module import copy_with, meta_twin, reassemble, tree_of
 from lwdna.graph import ChannelGraph, Copies, TensorChannels
 
 
@@ -61,9 +62,10 @@ def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 
         name = names.get(id(old))
         return old.detach().clone() if name is None else new_tensors[name]
 
-    new: GraphModule = copy_with(gm, replacement)
-    _update_modules(new, graph, copies)
-    _repair_literals(new, graph, copies)
+    root, code = copy_with(tree_of(gm), replacement), deepcopy(gm.graph)
+    _update_modules(root, code, graph, copies)
+    _repair_literals(root, code, graph, copies)
+    new = reassemble(gm, root, code)
     interface.update(new, graph, copies)
     return new
 
@@ -132,8 +134,8 @@ def _fan_of_bias(name: str, graph: ChannelGraph) -> int | None:
     return None if inputs is None else len(inputs) * graph.roles[weight].kernel
 
 
-def _update_modules(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
-    for node in gm.graph.nodes:
+def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+    for node in code.nodes:
         if node.op == "call_module":
             facts = graph.facts.get(node.name, {})
             counts = {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
@@ -144,16 +146,14 @@ def _update_modules(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> Non
                     n if v is None else int(copies[v].sum())
                     for n, v in zip(value.shape, value.vectors, strict=True)
                 )
-            modules.update(gm.get_submodule(node.target), counts, shape)
+            modules.update(root.get_submodule(str(node.target)), counts, shape)
 
 
 class _LiteralRepair(torch.fx.Interpreter):
     """Runs the new graph on meta tensors, repairing each node before it runs."""
 
-    def __init__(
-        self, twin: GraphModule, gm: GraphModule, graph: ChannelGraph, copies: Copies
-    ) -> None:
-        super().__init__(twin, garbage_collect_values=False, graph=gm.graph)
+    def __init__(self, twin: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+        super().__init__(twin, garbage_collect_values=False, graph=code)
         self.channels, self.copies = graph, copies
 
     def run(self, *args: Any) -> Any:  # type: ignore[override]
@@ -190,13 +190,12 @@ def _between(before: Node, node: Node) -> list[Node]:
     return added[::-1]
 
 
-def _repair_literals(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
-    twin = meta_twin(gm).eval()
+def _repair_literals(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+    twin = meta_twin(root).eval()
     with torch.inference_mode(), torch.device("meta"), MetaMode():
-        _LiteralRepair(twin, gm, graph, copies).run(*graph.inputs)
-    for node in reversed(gm.graph.nodes):  # numbers that repairs have made superfluous
+        _LiteralRepair(twin, code, graph, copies).run(*graph.inputs)
+    for node in reversed(code.nodes):  # numbers that repairs have made superfluous
         number = node.op == "call_function" and not holds_tensors(graph.values.get(node.name))
         if number and not node.users and not node.is_impure():
-            gm.graph.erase_node(node)
-    gm.graph.lint()
-    gm.recompile()
+            code.erase_node(node)
+    code.lint()

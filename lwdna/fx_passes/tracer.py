@@ -15,7 +15,6 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Node, Proxy
-from torch.fx.node import base_types
 from torch.overrides import TorchFunctionMode
 
 from lwdna.errors import CaptureError, LwdnaError
@@ -36,6 +35,8 @@ _OPENED_MODULES = (
     nn.TransformerEncoder,
     nn.TransformerEncoderLayer,
 )
+#: Values that are node arguments as they are; most arguments are.
+_PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
 
 
 class _Recorder(TorchFunctionMode):
@@ -155,7 +156,7 @@ class HintedTracer(torch.fx.Tracer):
         """Lower a value to a node argument; parameters and buffers are looked up by identity."""
         if type(a) is HintedProxy:
             return a.node
-        if type(a) in base_types:
+        if type(a) in _PLAIN:
             return a
         if isinstance(a, Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})

@@ -1,0 +1,106 @@
+"""Copies of module trees: what deepcopy gives, at any depth."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter
+
+from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.module import detached_copy, meta_twin, tree_of
+
+
+class Odd(nn.Module):
+    """Refers to its parent, shares dicts and tensors, and keeps modules outside ``_modules``."""
+
+    def __init__(self, settings: dict[str, Any], parent: list[nn.Module]) -> None:
+        super().__init__()
+        self.settings, self.parent = settings, parent
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("table", torch.ones(1), persistent=False)
+        self.same = self.layer.weight
+        self.plain = torch.zeros(())
+        self.empty: dict[str, int] = {}
+        self.also_empty = self.empty
+        self.method = self.layer.extra_repr
+
+
+class Own(nn.Linear):
+    """Says itself what its copies are."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Own:
+        new = Own(self.in_features, self.out_features)
+        new.copied = True
+        return new
+
+
+class Stated(nn.Linear):
+    """Rebuilds an attribute when its state is set."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.rebuilt = True
+
+
+def tree() -> nn.Module:
+    root = nn.Sequential()
+    settings = {"width": 3, "layers": [1, 2]}
+    parents: list[nn.Module] = [root]
+    root.extend([Odd(settings, parents), Odd(settings, parents), Own(1, 1), Stated(1, 1)])
+    root.append(nn.LSTM(2, 3))
+    root[0].layer.bias = root[1].layer.bias
+    root.append(root[0].layer)
+    return root.eval()
+
+
+@pytest.mark.parametrize("copied", [detached_copy, meta_twin, copy.deepcopy])
+def test_a_copy_is_connected_as_its_original(copied: Any) -> None:
+    old = tree()
+    new = copied(old)
+    first, second = new[0], new[1]
+    assert [type(m) for m in new.modules()] == [type(m) for m in old.modules()]
+    assert not {id(m) for m in new.modules()} & {id(m) for m in old.modules()}
+    assert list(new.state_dict()) == list(old.state_dict())
+    assert not any(m.training for m in new.modules() if not isinstance(m, Own))
+    assert first.parent[0] is new and first.parent is second.parent
+    assert first.settings is second.settings is not old[0].settings
+    assert first.settings == old[0].settings
+    assert first.settings["layers"] is not old[0].settings["layers"]
+    assert first.empty is first.also_empty is not old[0].empty
+    assert first.same is first.layer.weight and first.layer.bias is second.layer.bias
+    assert new[5] is first.layer and first.method.__self__ is first.layer
+    assert first.plain.shape == () and first._non_persistent_buffers_set == {"table"}
+    assert new[2].copied and new[3].rebuilt
+    assert new[4]._flat_weights[0] is new[4].weight_ih_l0
+
+
+def test_nothing_is_shared_with_a_copy() -> None:
+    old, seen = tree(), set()
+    for module in old.modules():
+        seen |= {id(v) for v in vars(module).values() if isinstance(v, (dict, list, set, Tensor))}
+    for module in detached_copy(old).modules():
+        shared = [
+            name
+            for name, v in vars(module).items()
+            if isinstance(v, (dict, list, set, Tensor)) and id(v) in seen
+        ]
+        assert not shared
+
+
+def test_depth_does_not_matter() -> None:
+    deep: nn.Module = nn.Linear(1, 1)
+    for _ in range(300):
+        deep = nn.Sequential(deep)
+    assert len(list(meta_twin(deep).modules())) == 301
+
+
+def test_the_tree_alone_runs_the_graph() -> None:
+    x = torch.randn(2, 4)
+    gm = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), x).eval()
+    root = tree_of(gm)
+    assert not isinstance(root, GraphModule)
+    assert torch.equal(Interpreter(root, graph=gm.graph).run(x), gm(x))
