@@ -114,6 +114,10 @@ def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] |
             changed = [t for t in _changed(root, node) if t in visible]
             if changed:
                 return node, "it changes a tensor in place that is seen in both modes"
+    partner = {**dict(alignment.pairs), **{b: a for a, b in alignment.pairs}}
+    for node in alignment.lone:
+        if any(_kind(n) != _kind(partner.get(n, n)) for n in node.all_input_nodes):
+            return node, "it needs a value that the other mode does not compute"
     for node in alignment.evaluated:
         if node.op == "call_module" and any(True for _ in _module(twins[0], node).buffers()):
             return node, "it would update its buffers in training mode"
@@ -122,6 +126,10 @@ def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] |
 
 def _module(root: nn.Module, node: Node) -> nn.Module:
     return root.get_submodule(str(node.target))
+
+
+def _kind(node: Node) -> type:
+    return type(node.meta.get("hint"))
 
 
 def _storages(node: Node) -> Iterator[int]:

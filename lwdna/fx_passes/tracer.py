@@ -244,12 +244,16 @@ class HintedTracer(torch.fx.Tracer):
         """Record the node, then evaluate it on the hints of its arguments.
 
         Where the model has switched gradients off, what the node gets and gives is detached:
-        neither the result nor what is computed from it has a gradient, as in the model.
+        neither the result nor what is computed from it has a gradient, as in the model. None is
+        returned as None, since the model asks for it by ``is``, which a proxy cannot answer.
         """
         if torch.is_grad_enabled() or kind in ("placeholder", "get_attr"):
-            return self._record(kind, target, args, kwargs, name, type_expr)
+            proxy = self._record(kind, target, args, kwargs, name, type_expr)
+            return None if proxy.hint is None else proxy
         free_args, free_kwargs = tree_map(self._detached, (args, kwargs))
         proxy = self._record(kind, target, free_args, free_kwargs, name, type_expr)
+        if proxy.hint is None:
+            return None
         if kind != "call_module" and args and has_effect(proxy.node):
             return args[0]  # an operator in place returns what it was given
         return self._detached(proxy)

@@ -494,6 +494,47 @@ def test_a_missing_argument_is_named() -> None:
     assert torch.equal(gm(X, 2 * X), 2 * X * X)
 
 
+def test_none_is_none() -> None:
+    class Maybe(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+            return x * scale if mask is None else x * mask
+
+    gm = capture(Maybe(), (X, None, 2.0))
+    assert torch.equal(gm(X, None, 2.0), 2 * X)
+
+
+class Picks(nn.Module):
+    """Drops tokens in training, as timm's PatchDropout does."""
+
+    def __init__(self, index_in_eval: bool) -> None:
+        super().__init__()
+        self.index_in_eval = index_in_eval
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.training:
+            return x, torch.arange(8, device=x.device) if self.index_in_eval else None
+        index = torch.randperm(8, device=x.device)
+        return x[:, index], index
+
+
+def picked(s: Any, x: Tensor) -> Tensor:
+    x, index = s.picks(x)
+    order = torch.arange(8, device=x.device).view(8, 1, 1) + 1
+    return x * (order if index is None else order[index])
+
+
+def test_a_leaf_may_return_a_tuple() -> None:
+    model = Of(picked, picks=Picks(index_in_eval=True))
+    gm = captured(model)
+    assert targets(gm, "call_module") == ["a", "picks"]
+    same_in_both_modes(model, gm)
+
+
+def test_what_needs_a_value_of_one_mode_only_is_refused() -> None:
+    with pytest.raises(CaptureError, match="needs a value that the other mode does not compute"):
+        capture(Of(picked, picks=Picks(index_in_eval=False)), X)
+
+
 def test_defaults_of_arguments_that_are_not_given() -> None:
     class Optional(nn.Module):
         def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 3.0) -> Tensor:
