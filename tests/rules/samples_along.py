@@ -130,6 +130,12 @@ sample(
     note="strides",
 )
 
+sample(
+    "convolution",
+    between(lambda x: x * F.one_hot(torch.arange(6, device=x.device).clamp(max=3), 6)),
+    note="one-hot-positions",
+)
+
 # --- one by one addressed, and shuffled ---
 
 sample(
