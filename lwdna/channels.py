@@ -85,12 +85,15 @@ class ChoicePoint:
         candidates: positions that could have been chosen.
         chosen: the position that was chosen, ``"both"`` if several axes may change, or ``None`` if
             all are frozen.
+        decided: what the policy came to, if there was a choice; some of it may have been frozen
+            for other reasons since.
     """
 
     node: str
     sizes: tuple[int, ...]
     candidates: tuple[int, ...]
     chosen: int | Literal["both"] | None
+    decided: int | Literal["both"] | None = None
 
 
 @dataclass(frozen=True)

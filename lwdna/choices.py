@@ -84,6 +84,7 @@ def resolve(space: ChannelSpace, policy: Policy) -> None:
     """
     check_policy(policy)
     relied: list[Ids] = []
+    decided: dict[int, int | Literal["both"]] = {}
     undecided = sorted(space.rectangles, key=lambda r: _choice(policy, r.node) != BOTH)
     while undecided:
         rest = [r for r in undecided if not _spread(space, r, relied)]
@@ -92,11 +93,13 @@ def resolve(space: ChannelSpace, policy: Policy) -> None:
             continue
         if _close(space):
             continue
-        first = undecided[0]
-        if _decide(space, first, policy, relied) == BOTH:
-            space.multiplied.append(undecided.pop(0))
+        wanted = [r for r in undecided if _choice(policy, r.node) == BOTH]
+        for r in wanted or undecided[:1]:
+            decided[id(r)] = _decide(space, r, policy, relied)
+        space.multiplied += [r for r in undecided if decided.get(id(r)) == BOTH]
+        undecided = [r for r in undecided if decided.get(id(r)) != BOTH]
     settle(space)
-    space.choices = [_chosen(space, r) for r in space.rectangles]
+    space.choices = [_chosen(space, r, decided.get(id(r))) for r in space.rectangles]
 
 
 def settle(space: ChannelSpace) -> None:
@@ -188,8 +191,10 @@ def _freeze_joints(space: ChannelSpace) -> bool:
     return space.changes > before
 
 
-def _chosen(space: ChannelSpace, r: Rectangle) -> ChoicePoint:
+def _chosen(
+    space: ChannelSpace, r: Rectangle, decided: int | Literal["both"] | None
+) -> ChoicePoint:
     live = live_axes(space, r)
     big = tuple(k for k, size in enumerate(r.sizes) if size > 1)
     chosen = BOTH if len(live) > 1 else live[0] if live else None
-    return ChoicePoint(r.node, r.sizes, big, chosen)
+    return ChoicePoint(r.node, r.sizes, big, chosen, decided)

@@ -157,8 +157,9 @@ class ChannelGraph:
         """The choices that were made, as a policy that makes them again."""
         made: dict[str, str | int] = {}
         for choice in self.choices:
-            if choice.chosen is not None:
-                made.setdefault(choice.node, choice.chosen)
+            made_here = choice.chosen if choice.decided is None else choice.decided
+            if made_here is not None:
+                made.setdefault(choice.node, made_here)
         return made
 
     def inputs_per_group(self, role: WeightRole, shape: Sequence[int]) -> int:

@@ -379,6 +379,15 @@ def test_equal_shapes_share_their_axes_and_other_shapes_give_way() -> None:
     assert space.find(inner).tolist() == space.find(inner[[0, 1] * 3]).tolist()
 
 
+def test_a_choice_that_came_to_nothing_is_made_again() -> None:
+    """The analysis of a resized network repeats the choices, or fixed units differ."""
+    space, whole, _ = rectangle(3, 3)
+    space.freeze(whole.reshape(3, 3).diagonal().copy(), "because", "n")
+    resolve(space, "both")
+    assert space.frozen(whole).all()
+    assert (space.choices[0].chosen, space.choices[0].decided) == (None, "both")
+
+
 def test_the_policy_may_name_the_places() -> None:
     _, graph, x = analysed("fused qkv")
     first, *_ = graph.policy  # where the first block's qkv is taken apart
