@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--redo", choices=("failed", "all"), help="examine these again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="default: the cores")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one model")
-    parser.add_argument("--memory", type=float, default=8.0, help="GB for one model")
+    parser.add_argument("--memory", type=float, default=10.0, help="GB for one model")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="lwdna alone")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     return parser

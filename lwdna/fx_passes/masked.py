@@ -132,18 +132,28 @@ def run_masked(
         inputs: real inputs, in the precision of the parameters.
     """
     network: GraphModule = detached_copy(gm).eval()
+    masked = MaskedMode(network, _entries(network, graph, copies, inputs))
+    with torch.inference_mode():
+        with masked:
+            result = ChannelInterpreter(network, network.graph, masked).run(*inputs)
+        return tree_map_only(Tensor, masked.cut, result)
+
+
+def _entries(
+    network: GraphModule, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]
+) -> NDArray[np.bool_]:
+    """Whether each id that the rules open on real inputs is kept.
+
+    A function of its own: a mode keeps every activation that it has met, and they are freed before
+    the network runs again.
+    """
     first = ChannelMode(network)
     with torch.inference_mode(), first:
         interpreter = ChannelInterpreter(network, network.graph, first)
         interpreter.run(*inputs)
     freeze_outputs(first.space, interpreter.values["output"], freed(graph))
     resolve(first.space, graph.policy)
-    alive = _alive(first, graph, copies)
-    masked = MaskedMode(network, alive)
-    with torch.inference_mode():
-        with masked:
-            result = ChannelInterpreter(network, network.graph, masked).run(*inputs)
-        return tree_map_only(Tensor, masked.cut, result)
+    return _alive(first, graph, copies)
 
 
 def _alive(mode: ChannelMode, graph: ChannelGraph, copies: Copies) -> NDArray[np.bool_]:
