@@ -113,7 +113,7 @@ def test_one_model_through_every_stage() -> None:
 def test_giants_are_checked_on_the_meta_device() -> None:
     sent: list[dict[str, Any]] = []
     settings = Settings(peer=False, numeric_params=1000)
-    examine("timm:test_vit", settings, lambda r: sent.append({**r}))
+    examine("timm:test_efficientnet", settings, lambda r: sent.append({**r}))
     last = sent[-1]
     assert last["device"] == "meta" and last["meta_because"] == "more than 0.001 M parameters"
     assert records.is_ok(last) and set(last["held"]) == {"shapes", "restriction", "cost"}
@@ -125,7 +125,7 @@ def test_a_failure_names_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("lwdna.analyse", broken)
     sent: list[dict[str, Any]] = []
-    examine("timm:test_vit", Settings(peer=False), lambda r: sent.append({**r}))
+    examine("timm:test_efficientnet", Settings(peer=False), lambda r: sent.append({**r}))
     failure = sent[-1]["failure"]
     assert failure["stage"] == "analyse" and "capture" in sent[-1]["seconds"]
     assert failure["error"] == "analyse: RuntimeError: timm/layers/x.py:3 is odd"
