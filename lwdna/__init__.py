@@ -1,6 +1,6 @@
 """lwdna: layer-wise differentiated network architectures by shrinking a widened network once."""
 
-from lwdna import recipes
+from lwdna import recipes, rules
 from lwdna.api import attainable, shrink
 from lwdna.budget import Budget
 from lwdna.constraints import Constraints, Floors
@@ -66,6 +66,7 @@ __all__ = [
     "output_channels",
     "recipes",
     "resize",
+    "rules",
     "score",
     "select",
     "shrink",

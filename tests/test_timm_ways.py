@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import lwdna
 from lwdna.fx_passes import verify
@@ -298,3 +301,59 @@ def test_modules_and_parameters_are_reached_by_name() -> None:
     assert not hasattr(net, "forward_features")
     net.fc = nn.Linear(net.head_hidden_size, 7)  # what reset_classifier(7) does
     assert net(FAMILIES["resnet"].images()).shape == (2, 7)
+
+
+# --- training options ---
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "hrnet"])  # which has none
+@pytest.mark.parametrize("way", ["drop_path_rate", "set_grad_checkpointing"])
+@pytest.mark.filterwarnings("ignore:the model checkpoints activations")
+def test_training_options_change_no_group(name: str, way: str) -> None:
+    family = FAMILIES[name]
+    x = family.images().to("meta")
+    with torch.device("meta"):
+        plain = timm.create_model(family.name, **family.options)
+        options = {"drop_path_rate": 0.2} if way == "drop_path_rate" else {}
+        model = timm.create_model(family.name, **family.options, **options)
+    if not options:
+        model.set_grad_checkpointing()
+    groups = [
+        [(g.name, g.width, g.prunable) for g in lwdna.analyse(lwdna.capture(m, x), x).groups]
+        for m in (plain, model)
+    ]
+    assert groups[0] == groups[1]
+    assert any(prunable for *_, prunable in groups[0])
+
+
+def test_checkpointing_is_left_behind_with_a_warning() -> None:
+    family = FAMILIES["resnet"]
+    model = family.model()
+    model.set_grad_checkpointing()
+    with pytest.warns(UserWarning, match="checkpoints activations"):
+        gm = lwdna.capture(model, family.images())
+    gradients = []
+    for network in (model.train(), gm.train()):
+        network(family.images()).square().mean().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+# --- torchvision's ways ---
+
+
+def test_maps_are_taken_from_a_result_by_the_names_of_its_layers() -> None:
+    model = torchvision.models.resnet18(weights=None)
+    x = torch.randn(2, 3, 64, 64)
+    net = shrunk(model, x)[-1].eval()
+    found = create_feature_extractor(net, {"layer2.1.bn2": "middle", "fc": "logits"})(x)
+    assert found["middle"].shape[1] == net.layer2[1].bn2.num_features < 128
+    assert torch.equal(found["logits"], net(x))
+
+
+def test_an_intermediate_layer_getter_has_free_outputs() -> None:
+    backbone = torchvision.models.resnet18(weights=None)
+    model = IntermediateLayerGetter(backbone, {"layer2": "middle", "layer4": "last"})
+    verify.stir(model)
+    net = checked(model, torch.randn(2, 3, 64, 64), "free")
+    assert set(net(torch.randn(1, 3, 64, 64))) == {"middle", "last"}

@@ -211,11 +211,12 @@ class ChannelInterpreter(torch.fx.Interpreter):
 
     def _module_constraints(self, n: Node, result: Any) -> None:
         module = self.fetch_attr(str(n.target))
-        modules.couple_hidden(module, self.mode.space, self.mode.vectors, n.name)
+        args, kwargs = self.args_of(n)
+        modules.couple(module, OpCall(module, args, kwargs, result, self.mode))
         reason = modules.unsupported(module)
         if reason is not None:
             self._freeze(
-                (self.args_of(n), result, list(module.parameters()), list(module.buffers())), reason
+                (args, kwargs, result, list(module.parameters()), list(module.buffers())), reason
             )
 
     def _unite_modes(self, n: Node, evaluated: Any, trained: Any) -> None:

@@ -149,7 +149,18 @@ _REPAIRS: dict[Any, Repairer] = {}
 
 
 def repairs(*targets: Any) -> Callable[[Repairer], Repairer]:
-    """Register the repair of call_function targets and (as strings) of tensor methods."""
+    """Register how the literals of a node follow a resizing.
+
+    The function is called as ``f(repair)`` (:class:`Repair`) for each node of these targets, and
+    rewrites the node's arguments.
+
+    Args:
+        targets: functions that a graph calls (an operator's packet or overload, as the model calls
+            it) and tensor methods (by name).
+
+    Raises:
+        ValueError: a target has a repair already.
+    """
 
     def register(function: Repairer) -> Repairer:
         for target in targets:
@@ -216,7 +227,7 @@ def check_shapes(context: Repair, result: Any) -> None:
         raise ResizeError(
             f"{context.node.format_node()} returns {shapes[1]} after resizing, {shapes[0]} was "
             "predicted: a literal of this node means a channel count. Register its repair with "
-            "lwdna.fx_passes.literals.repairs, or freeze the channels it sees."
+            "lwdna.rules.repairs, or freeze the channels it sees."
         )
 
 

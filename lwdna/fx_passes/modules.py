@@ -1,32 +1,62 @@
-"""What torch.nn modules keep in attributes about their widths, and how to bring it up to date."""
+"""What modules keep in attributes about their widths, how it is brought up to date, and couplings.
+
+The couplings are those that no single operator of a leaf module shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from lwdna.channels import ChannelSpace, Vectors
+from lwdna.fx_passes.rules.registry import OpCall
 
 Resizer = Callable[[Any, Mapping[str, int], tuple[int, ...]], None]
+Coupler = Callable[[OpCall, Any], None]
+F = TypeVar("F", bound=Callable[..., None])
 _RESIZERS: dict[type, Resizer] = {}
+_COUPLERS: dict[type, Coupler] = {}
 
 
 def resizes(*types: type) -> Callable[[Resizer], Resizer]:
     """Register how modules of ``types`` (and subclasses) take note of their new tensors.
 
     The function is called as ``f(module, facts, out_shape)``: the module already holds the new
-    parameters; ``facts`` are operator quantities that changed (``"groups"`` ...).
-    """
+    parameters; ``facts`` are operator quantities that changed (``"groups"`` ...); ``out_shape`` is
+    that of a sample. A module of exactly one of these types is a leaf: not traced through, but
+    analysed operator by operator.
 
-    def register(function: Resizer) -> Resizer:
+    Raises:
+        TypeError: not a module type.
+        ValueError: the type has a resizer already.
+    """
+    return _registration(types, _RESIZERS, "resizer")
+
+
+def couples(*types: type) -> Callable[[Coupler], Coupler]:
+    """Register what ties the channels of leaf modules of ``types`` beyond their operators.
+
+    The function is called as ``f(op, module)`` at each call of such a module; ``op`` is an
+    :class:`lwdna.rules.OpCall` whose ``args`` and ``out`` are the module's.
+
+    Raises:
+        TypeError: not a module type.
+        ValueError: the type has couplings already.
+    """
+    return _registration(types, _COUPLERS, "coupling")
+
+
+def _registration(types: tuple[type, ...], registry: dict[type, F], what: str) -> Callable[[F], F]:
+    def register(function: F) -> F:
         for t in types:
-            if t in _RESIZERS:
-                raise ValueError(f"{t.__name__} already has a resizer")
-            _RESIZERS[t] = function
+            if not (isinstance(t, type) and issubclass(t, nn.Module)):
+                raise TypeError(f"{t!r} is no module type: a {what} is for subclasses of nn.Module")
+            if t in registry:
+                raise ValueError(f"{t.__name__} already has a {what}")
+            registry[t] = function
         return function
 
     return register
@@ -45,7 +75,7 @@ def unsupported(module: nn.Module) -> str | None:
     for child in module.modules():
         holds = any(p is not None for p in (*child._parameters.values(), *child._buffers.values()))
         if holds and _resizer(child) is None:
-            return f"module type {type(child).__name__} has no resize rule"
+            return f"module type {type(child).__name__} has no resize rule (lwdna.rules.resizes)"
     return None
 
 
@@ -62,15 +92,25 @@ def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ..
         child.training = training
 
 
-def couple_hidden(
-    module: nn.Module, space: ChannelSpace, vectors: Callable[[Any], Vectors], node: str
-) -> None:
+def declared(module: nn.Module) -> bool:
+    """Whether modules of exactly this type were registered, and so are not traced through."""
+    return type(module) in _RESIZERS
+
+
+def couple(module: nn.Module, call: OpCall) -> None:
+    """Apply what was declared by :func:`couples` to one call of a leaf module."""
+    coupler = next((_COUPLERS[t] for t in type(module).__mro__ if t in _COUPLERS), None)
+    if coupler is not None:
+        coupler(call, module)
+
+
+@couples(nn.RNNBase, nn.RNNCellBase)
+def _hidden(op: OpCall, module: nn.Module) -> None:
     """All gates, layers and directions of a recurrent module share one ``hidden_size``."""
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        for size, prefix in (("hidden_size", "weight_hh"), ("projection", "weight_hr")):
-            shared = [vectors(p)[1] for n, p in module.named_parameters() if n.startswith(prefix)]
-            for other in shared[1:]:
-                space.couple(shared[0], other, node, size)
+    for prefix in ("weight_hh", "weight_hr"):
+        named = [p for n, p in module.named_parameters() if n.startswith(prefix)]
+        for other in named[1:]:
+            op.couple(op.vec(named[0])[1], op.vec(other)[1])
 
 
 @resizes(nn.modules.conv._ConvNd)

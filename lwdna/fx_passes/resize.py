@@ -176,7 +176,7 @@ class _LiteralRepair(torch.fx.Interpreter):
             raise ResizeError(
                 f"{node.format_node()} fails after resizing: {type(e).__name__}: {e}. A literal of "
                 "this node means a channel count: register its repair with "
-                "lwdna.fx_passes.literals.repairs, or freeze the channels it sees."
+                "lwdna.rules.repairs, or freeze the channels it sees."
             ) from e
         self.env[node] = result
         check_shapes(context, result)

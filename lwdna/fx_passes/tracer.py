@@ -22,6 +22,7 @@ from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import has_effect
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
+from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
 from lwdna.fx_passes.trees import tree_leaves, tree_map, tree_map_only
@@ -121,9 +122,10 @@ class HintedTracer(torch.fx.Tracer):
         return root_fn, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch.nn's layers, batch norms with their own forward, scripted and given modules."""
+        """torch.nn's layers, norms with their own forward, scripted, declared and given ones."""
         return (
             module_qualified_name in self.leaves
+            or declared(m)
             or isinstance(m, (nn.modules.batchnorm._NormBase, torch.jit.ScriptModule))
             or (
                 not isinstance(m, _OPENED_MODULES)

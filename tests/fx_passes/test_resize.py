@@ -354,7 +354,7 @@ def test_a_literal_without_a_repair_is_refused_until_it_has_one(
     model = Of(body, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(5, 4, 1))
     gm, graph = analysed(model)
     copies = at_widths(graph, {"a": 2, "a#2": 4})
-    with pytest.raises(ResizeError, match=r"lwdna\.fx_passes\.literals\.repairs") as e:
+    with pytest.raises(ResizeError, match=r"lwdna\.rules\.repairs") as e:
         resize(gm, graph, copies)
     assert "hsplit" in str(e.value)
     assert "(1, 3, 6, 6)" in str(e.value) and "(1, 2, 6, 6)" in str(e.value)

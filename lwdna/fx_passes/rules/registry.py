@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 
 from lwdna.channels import ChannelSpace, Ids, Slot, Vector, Vectors
@@ -55,17 +55,17 @@ class Mixing:
 
 @dataclass
 class OpCall:
-    """One call of an ATen operator during the analysis.
+    """One call of an operator, or of a leaf module, during the analysis.
 
     Attributes:
-        func: the operator overload.
+        func: the operator overload, or the module.
         args: positional arguments.
         kwargs: keyword arguments.
         out: what it returned (tensors on the meta device, or real ones in a masked run).
         mixing: filled by the rule: where channels are mixed with one another.
     """
 
-    func: OpOverload
+    func: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     out: Any
@@ -74,7 +74,9 @@ class OpCall:
 
     @property
     def name(self) -> str:
-        """Operator name without overload, e.g. ``"convolution"``."""
+        """Operator name without overload, e.g. ``"convolution"``; the type of a module."""
+        if isinstance(self.func, nn.Module):
+            return type(self.func).__name__
         name: str = self.func._schema.name.split("::")[-1]
         return name
 
@@ -136,10 +138,25 @@ _RULES: dict[OpOverloadPacket, Rule] = {}
 
 
 def rule(*packets: OpOverloadPacket) -> Callable[[Rule], Rule]:
-    """Register a channel rule for operator packets; duplicates are refused.
+    """Register a channel rule for operators.
 
-    The rule is called as ``rule(op, *args, **kwargs)`` with the operator's own arguments.
+    The rule is called as ``rule(op, *args, **kwargs)`` with the operator's own arguments; it says
+    what ties their channels (:meth:`OpCall.couple`, :meth:`OpCall.freeze`, :meth:`OpCall.mix`) and
+    which channels the result has (:meth:`OpCall.give`).
+
+    Args:
+        packets: the operators, as ``torch.ops.library.name`` (all overloads).
+
+    Raises:
+        TypeError: not an operator packet.
+        ValueError: the operator has a rule already.
     """
+    for packet in packets:
+        if not isinstance(packet, OpOverloadPacket):
+            raise TypeError(
+                f"{packet!r} is a {type(packet).__name__}: a rule is for torch.ops.library.name, "
+                "without an overload"
+            )
 
     def register(function: Rule) -> Rule:
         for packet in packets:
