@@ -113,7 +113,8 @@ def _rectangular_units(space: ChannelSpace, vectors: list[Ids]) -> _Units:
 
 def _units(space: ChannelSpace, vectors: list[Ids]) -> _Units:
     roots = space.find(np.arange(space.size))
-    opened, unit_of = np.unique(roots, return_inverse=True)
+    represents = roots == np.arange(space.size)
+    opened, unit_of = np.flatnonzero(represents), (np.cumsum(represents) - 1)[roots]
     found = space.products
     factors = np.full((len(opened), found.factors.shape[1]), -1, dtype=np.int64)
     inner = np.where(found.factors >= 0, unit_of[found.factors], -1)
@@ -155,11 +156,17 @@ def _partition(
     if factors.shape[1]:
         groups = np.where(factors >= 0, label[factors], -1)
         _, label = np.unique(np.column_stack([label, groups]), axis=0, return_inverse=True)
-    # Number the groups by their first unit: the order in which the network opens them.
-    _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]
+    return _by_first_unit(label)
+
+
+def _by_first_unit(label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups numbered by their first unit, the order in which the network opens them."""
+    units = np.arange(len(label))
+    first = np.full(label.max(initial=-1) + 1, len(label))
+    first[label[::-1]] = units[::-1]  # of several units of a label, the last one written stays
+    rank = np.empty_like(first)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[label]
 
 
 def _links(space: ChannelSpace, group_of: Callable[[Ids], NDArray[np.int64]]) -> tuple[Link, ...]:

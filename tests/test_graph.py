@@ -19,6 +19,7 @@ from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
 from lwdna.graph import ChannelGraph, Copies
+from lwdna.graph_builder import _by_first_unit
 
 
 class Plain(nn.Module):
@@ -471,3 +472,9 @@ def test_parameters_outside_modules_have_channels() -> None:
     assert small.gamma.shape == (6, 1, 1) and small.positions.shape == (1, 6, 8, 8)
     assert torch.equal(small.gamma.detach(), gm.gamma.detach()[1:7])
     verify.masked_equivalence(gm, graph, copies, small, X)
+
+
+def test_groups_are_numbered_by_their_first_unit() -> None:
+    label = np.array([7, 3, 7, 0, 3, 9])
+    assert _by_first_unit(label).tolist() == [0, 1, 0, 2, 1, 3]
+    assert _by_first_unit(np.zeros(0, dtype=np.int64)).tolist() == []

@@ -360,11 +360,13 @@ def _param_terms(mode: ChannelMode, root: nn.Module) -> None:
 
 
 def _with_classifiers(mode: ChannelMode) -> dict[str, WeightRole]:
-    outputs = [f.ids for f in mode.space.freezes if f.reason == REASON]
-    roots = {int(r) for ids in outputs for r in mode.space.find(ids)}
+    is_output = np.zeros(mode.space.size, dtype=bool)  # by representative
+    for freeze in mode.space.freezes:
+        if freeze.reason == REASON:
+            is_output[mode.space.find(freeze.ids)] = True
     result = {}
     for name, role in mode.roles.items():
         out = mode.tensors[name][role.out_dim]
-        final = out is not None and {int(r) for r in mode.space.find(out)} <= roots
+        final = out is not None and bool(is_output[mode.space.find(out)].all())
         result[name] = replace(role, classifier=final)
     return result
