@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from lwdna.dna import Dna
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.outputs import Outputs
+from lwdna.fx_passes.regions import meta_of
 from lwdna.fx_passes.reinitialise import looks_trained, reinitialise
 from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.widen import Multiplier, widen_copies
@@ -62,7 +62,7 @@ def shrink(
     device: torch.device | str | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> GraphModule:
+) -> nn.Module:
     """Find the layer-wise differentiated widths of a network within a budget.
 
     Widens the network, scores its channels on a couple of batches, removes the least salient ones
@@ -116,7 +116,9 @@ def shrink(
 
     Returns:
         ``torch.fx.GraphModule`` on the model's device and in its mode, with the model's parameter
-        names; ``net.meta["lwdna"]`` is its :class:`Dna`: widths, budget, costs, seed, versions.
+        names (of a detector an object of the model's class, with GraphModules in place of its
+        largest parts that are graphs); ``net.meta["lwdna"]`` is its :class:`Dna`: widths, budget,
+        costs, seed, versions.
 
     Raises:
         BudgetError: the budget is out of reach; carries the attainable range.
@@ -179,7 +181,7 @@ def shrink(
         net = shrink_graph(wide, wide_graph, selection.copies)
         if weights == "fresh":
             net = reinitialise(net, captured, graph, seed=seed)
-    net.meta["lwdna"] = Dna.of(
+    meta_of(net)["lwdna"] = Dna.of(
         model,
         graph,
         wide_graph,
@@ -242,20 +244,20 @@ def attainable(
     return cost_range(free.restrict(widen_copies(free, widen)), constraints)
 
 
-def _make_alike(ranks: Ranks, captured: GraphModule, arguments: Mapping[str, Any]) -> None:
+def _make_alike(ranks: Ranks, captured: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Rank 0's weights for all ranks, once their arguments and networks are known to agree."""
     shapes = {f"shape of {name!r}": tuple(p.shape) for name, p in captured.named_parameters()}
     ranks.agree({**arguments, **shapes})
     ranks.broadcast_([t.detach() for t in (*captured.parameters(), *captured.buffers())])
 
 
-def _default_weights(criterion: NamedCriterion, captured: GraphModule) -> Weights:
+def _default_weights(criterion: NamedCriterion, captured: nn.Module) -> Weights:
     """The paper's where the criterion is and batch norms take up their scale; else fresh ones."""
     normalised = any(name.endswith("running_var") for name, _ in captured.named_buffers())
     return "hyper" if normalised and criterion.name.startswith("latent-") else "fresh"
 
 
-def _generate(wide: GraphModule, context: ScoringContext, criterion: NamedCriterion) -> None:
+def _generate(wide: nn.Module, context: ScoringContext, criterion: NamedCriterion) -> None:
     """Put the hypernetwork's weights into the widened network, which is ours."""
     options = {key: value for key, value in criterion.options.items() if key == "embedding"}
     tensors = generated(context, **options)

@@ -8,13 +8,12 @@ from typing import Any
 
 from tabulate import tabulate
 from torch import nn
-from torch.fx import GraphModule
 
 from lwdna.channels import Policy
 from lwdna.choices import BOTH
-from lwdna.fx_passes._base import CAPTURED
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.regions import is_captured
 from lwdna.graph import ChannelGraph, ChannelGroup
 from lwdna.inputs import default_inputs
 
@@ -112,10 +111,7 @@ def explain(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
     inputs = default_inputs(model) if example_inputs is None else example_inputs
-    if isinstance(model, GraphModule) and CAPTURED in model.meta:
-        gm = model
-    else:
-        gm = capture(model, inputs)
+    gm = model if is_captured(model) else capture(model, inputs)
     explanation = explain_graph(analyse(gm, inputs, policy=policy))
     sys.stdout.write(f"{explanation}\n")
     return explanation

@@ -10,8 +10,9 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lwdna import copies as arithmetic
 from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
@@ -27,10 +28,23 @@ Link = tuple[Slot, Slot, int, str, str]
 
 @dataclass(frozen=True)
 class TensorChannels:
-    """Shape and channel vectors of one activation."""
+    """Shape, channel vectors and dtype of one activation."""
 
     shape: tuple[int, ...]
     vectors: Vectors
+    dtype: torch.dtype = torch.float32
+
+    def empty(self) -> torch.Tensor:
+        """A meta tensor of this shape and dtype."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def resized(self, copies: Ids) -> TensorChannels:
+        """The same with the new shape under ``copies`` (units,), and no vectors."""
+        shape = (
+            n if v is None else int(copies[v].sum())
+            for n, v in zip(self.shape, self.vectors, strict=True)
+        )
+        return replace(self, shape=tuple(shape), vectors=(None,) * len(self.shape))
 
 
 @dataclass(frozen=True)
@@ -104,11 +118,14 @@ class ChannelGraph:
         roles: weight name -> its :class:`WeightRole`.
         choices: the resolved choice points.
         inputs: the arguments of ``forward`` that shapes and costs are for: batch size 1, on the
-            meta device.
+            meta device (real ones of a network that was captured in parts).
         origin: for a restricted graph, the unit of the unrestricted graph behind each unit.
         factors: units that each unit is the product of, shape (units, R); see
             :mod:`lwdna.copies`. R is 0 if no choice point was resolved by ``"both"``.
         links: gives the couplings, from which ``nx`` is built when it is asked for.
+        calls: of a network that was captured in parts: path of each part -> the argument tuples of
+            the calls whose costs are counted, as pytrees of :class:`TensorChannels`. The nodes of
+            a part are named ``"path.node"``.
     """
 
     tensors: Mapping[str, Vectors]
@@ -124,6 +141,7 @@ class ChannelGraph:
     origin: Ids
     factors: Ids = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     links: Callable[[], Iterable[Link]] = field(repr=False, compare=False, default=tuple)
+    calls: Mapping[str, tuple[tuple[Any, ...], ...]] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -216,6 +234,27 @@ class ChannelGraph:
             if width == 0:
                 raise ValueError(f"group {group.name!r} would be empty: keep at least one unit")
 
+    def part(self, path: str) -> ChannelGraph:
+        """The channel graph of one captured part, whose nodes have their names there.
+
+        Its only path in ``calls`` is ``""``; its ``inputs`` are those of the first call.
+
+        Args:
+            path: of a part; ``""`` is the whole of a network that is one graph.
+        """
+        if not path:
+            return self
+        start = f"{path}."
+
+        def own(by_node: Mapping[str, Any]) -> dict[str, Any]:
+            return {n[len(start) :]: v for n, v in by_node.items() if n.startswith(start)}
+
+        values = own(self.values)
+        given = next(iter(self.calls[path]))
+        inputs = tree_map_only(TensorChannels, TensorChannels.empty, given)
+        calls = {"": self.calls[path]}
+        return replace(self, values=values, facts=own(self.facts), inputs=inputs, calls=calls)
+
     @cached_property
     def nx(self) -> nx.MultiGraph[tuple[Slot, int]]:
         """Slots as nodes, couplings with their cause as edges, groups as components.
@@ -286,7 +325,7 @@ class ChannelGraph:
             shape = tuple(
                 n if v is None else len(v) for n, v in zip(old.shape, vectors, strict=True)
             )
-            return TensorChannels(shape, vectors)
+            return replace(old, shape=shape, vectors=vectors)
 
         group_of = self.group_of[origin]
         return replace(
@@ -311,4 +350,13 @@ class ChannelGraph:
             },
             origin=self.origin[origin],
             factors=arithmetic.restricted(self.factors, copies),
+            calls={
+                path: tuple(tree_map_only(TensorChannels, channels, call) for call in calls)
+                for path, calls in self.calls.items()
+            },
         )
+
+
+def channels_in(tree: Any) -> list[TensorChannels]:
+    """The :class:`TensorChannels` of a pytree, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, TensorChannels)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ def build_graph(
     facts: Mapping[str, Mapping[str, Vector]],
     roles: Mapping[str, WeightRole],
     inputs: tuple[Any, ...],
+    calls: Mapping[str, tuple[tuple[Any, ...], ...]] | None = None,
 ) -> ChannelGraph:
     """Close a resolved channel space into a :class:`ChannelGraph` (raw ids become unit ids)."""
     buffers = frozenset(buffers)
@@ -48,6 +50,9 @@ def build_graph(
         assert result is not None
         return result
 
+    def channels(t: TensorChannels) -> TensorChannels:
+        return replace(t, vectors=tuple(vector(v) for v in t.vectors))
+
     named = {name: tuple(vector(v) for v in vs) for name, vs in tensors.items()}
     own_terms = [Term(t.kind, t.coefficient, tuple(map(known, t.vectors)), t.node) for t in terms]
     slots = [
@@ -63,12 +68,7 @@ def build_graph(
         group_of=group_of,
         terms=tuple(own_terms),
         values={
-            name: tree_map_only(
-                TensorChannels,
-                lambda t: TensorChannels(t.shape, tuple(vector(v) for v in t.vectors)),
-                value,
-            )
-            for name, value in values.items()
+            name: tree_map_only(TensorChannels, channels, value) for name, value in values.items()
         },
         facts={node: {k: vector(v) for k, v in fact.items()} for node, fact in facts.items()},
         roles=dict(roles),
@@ -77,6 +77,7 @@ def build_graph(
         origin=np.arange(len(group_of)),
         factors=units.factors,
         links=partial(_links, space, lambda ids: group_of[unit_of[ids]]),
+        calls=tree_map_only(TensorChannels, channels, dict(calls or {})),
     )
 
 

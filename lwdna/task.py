@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from lwdna.errors import ScoringError
-from lwdna.fx_passes.module import detached_copy, meta_twin
+from lwdna.fx_passes.module import detached_copy, meta_twin, to_meta
 from lwdna.graph import ChannelGraph
 from lwdna.inputs import as_arguments, default_inputs
 from lwdna.scoring import (
@@ -86,17 +85,15 @@ class Task:
             return as_arguments(model, default_inputs(model))
         else:
             inputs = self.batches(model)[0].inputs
-        twin = meta_twin(model).eval()
-        try:
-            with torch.no_grad():
-                twin(*tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), inputs))
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as e:
-            if "meta" not in str(e):  # what fails only without data is the capture's to explain
-                shapes = [tuple(t.shape) for t in tree_leaves(inputs) if isinstance(t, Tensor)]
-                raise ScoringError(
-                    f"the model does not take a batch of shape {', '.join(map(str, shapes))}: "
-                    f"{type(e).__name__}: {e}. Inputs of another form go into example_inputs"
-                ) from e
+        e = _refusal(meta_twin(model), to_meta(inputs))
+        if e is not None and "meta" not in str(e).lower():
+            e = _refusal(detached_copy(model), inputs)  # on values: detectors fail without
+        if e is not None and "meta" not in str(e).lower():  # else the capture's to explain
+            shapes = [tuple(t.shape) for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+            raise ScoringError(
+                f"the model does not take a batch of shape {', '.join(map(str, shapes))}: "
+                f"{type(e).__name__}: {e}. Inputs of another form go into example_inputs"
+            ) from e
         return inputs
 
     def batches(self, network: nn.Module) -> list[Batch]:
@@ -106,12 +103,17 @@ class Task:
 
     def context(
         self,
-        wide: GraphModule,
+        wide: nn.Module,
         graph: ChannelGraph,
         device: torch.device | str | None,
         seed: int,
     ) -> ScoringContext:
         """What a criterion is given: the network on the scoring device, and its batches there."""
+        if self.raw is None and graph.calls:
+            raise ScoringError(
+                f"{type(wide).__name__} was captured in parts and cannot be scored on noise: pass "
+                "data, and step_fn(model, batch) -> loss"
+            )
         own = next(wide.parameters()).device
         if device is None:
             device = "cuda" if own.type == "cpu" and torch.cuda.is_available() else own
@@ -124,6 +126,16 @@ class Task:
         return ScoringContext(
             network, graph, batches, self.loss_fn, seed, self.step_fn, self.options
         )
+
+
+def _refusal(network: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+    """Why a network does not take the inputs in evaluation mode."""
+    try:
+        with torch.no_grad():
+            network.eval()(*inputs)
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as e:
+        return e
+    return None
 
 
 class _Noise(Sequence[Batch]):

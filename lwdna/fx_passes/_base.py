@@ -12,17 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from torch.fx import GraphModule
-
+from lwdna.fx_passes.regions import is_captured
 from lwdna.graph import ChannelGraph
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Requirement = Callable[[dict[str, Any]], None]
 Guarantee = Callable[[dict[str, Any], Any], None]
-
-#: Marks modules made by ``capture`` and everything derived from them.
-CAPTURED = "lwdna_captured"
 
 
 def graph_pass(
@@ -56,7 +52,7 @@ def graph_pass(
 def captured(arguments: dict[str, Any]) -> None:
     """The module comes from ``lwdna.capture``."""
     gm = arguments["gm"]
-    if not isinstance(gm, GraphModule) or CAPTURED not in gm.meta:
+    if not is_captured(gm):
         raise TypeError(
             f"gm is a {type(gm).__name__} that was not captured: pass lwdna.capture(model, inputs)"
         )

@@ -7,7 +7,7 @@ freezes what touches it, and the reason is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -31,6 +31,7 @@ from lwdna.fx_passes.kernels import MetaKernels
 from lwdna.fx_passes.modes import alternatives
 from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
+from lwdna.fx_passes.regions import tensors_in
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.fx_passes.trees import tree_leaves, tree_map
 from lwdna.graph import ChannelGraph, TensorChannels, WeightRole
@@ -73,6 +74,14 @@ class ChannelMode(TorchDispatchMode):
             found = (tensor, self._open(tensor))
             self._known[id(tensor)] = found
         return found[1]
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor has been met already."""
+        return id(tensor) in self._known
+
+    def channels(self, tensor: Tensor) -> TensorChannels:
+        """Shape, vectors and dtype of a tensor."""
+        return TensorChannels(tuple(tensor.shape), self.vectors(tensor), tensor.dtype)
 
     def _open(self, tensor: Tensor) -> Vectors:
         name = self._names.get(id(tensor))
@@ -177,36 +186,39 @@ class ChannelInterpreter(torch.fx.Interpreter):
     Args:
         root: the module tree that the graph's targets name.
         graph: the graph of a captured network.
-        mode: follows the channels; made for ``root``.
+        mode: follows the channels; made for ``root`` or for a network that it is a part of.
+        prefix: of the nodes' names, where the graph is a part of a network.
     """
 
-    def __init__(self, root: nn.Module, graph: Graph, mode: ChannelMode) -> None:
+    def __init__(self, root: nn.Module, graph: Graph, mode: ChannelMode, prefix: str = "") -> None:
         super().__init__(root, graph=graph)
-        self.mode = mode
+        self.mode, self.prefix = mode, prefix
         self.values: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run one node and record shapes and vectors of its result."""
-        self.mode.node = n.name
+        self.mode.node = self.prefix + n.name
         result = super().run_node(n)
-        if n.op == "placeholder" and isinstance(result, Tensor) and result.dim() > 1:
-            self._open_input(n, result)
+        if n.op == "placeholder":
+            for x in tensors_in(result):
+                self._open_input(x)
         if n.op == "call_module":
             self._module_constraints(n, result)
         pair = alternatives(n)
         if pair is not None:
             self._unite_modes(n, *map_arg(pair, self.env.__getitem__))
-        self.values[n.name] = tree_map(self._channels, result)
+        self.values[self.mode.node] = tree_map(self._channels, result)
         return result
 
     def args_of(self, n: Node) -> Any:
         """Evaluated arguments of a node."""
         return self.fetch_args_kwargs_from_env(n)
 
-    def _open_input(self, n: Node, x: Tensor) -> None:
-        if x.shape[1] > 1:
-            ids = self.mode.space.fresh(x.shape[1], Slot(n.name, 1, "input"))
-            self.mode.space.freeze(ids, "network input", n.name)
+    def _open_input(self, x: Tensor) -> None:
+        """Channels that come from nowhere are the image's; of a part, they may come with ids."""
+        if x.dim() > 1 and x.shape[1] > 1 and not self.mode.knows(x):
+            ids = self.mode.space.fresh(x.shape[1], Slot(self.mode.node, 1, "input"))
+            self.mode.space.freeze(ids, "network input", self.mode.node)
             self.mode.set_vectors(x, (None, ids, *(None,) * (x.dim() - 2)))
 
     def _module_constraints(self, n: Node, result: Any) -> None:
@@ -242,7 +254,7 @@ class ChannelInterpreter(torch.fx.Interpreter):
 
     def _channels(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return TensorChannels(tuple(value.shape), self.mode.vectors(value))
+            return self.mode.channels(value)
         return value
 
 
@@ -263,14 +275,15 @@ def single_batch(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @graph_pass(requires=(captured,))
 def analyse(
-    gm: GraphModule, example_inputs: Any, *, policy: Policy = "auto", outputs: Outputs = "fixed"
+    gm: nn.Module, example_inputs: Any, *, policy: Policy = "auto", outputs: Outputs = "fixed"
 ) -> ChannelGraph:
     """Find the channel units, groups, couplings and costs of a captured network.
 
     Args:
         gm: a captured network (see :func:`lwdna.capture`); it is not changed.
         example_inputs: ``forward``'s arguments, see :func:`lwdna.inputs.as_arguments`. Only shapes
-            and dtypes matter; costs are for batch size 1 at this resolution.
+            and dtypes matter; costs are for batch size 1 at this resolution. A network that was
+            captured in parts runs on them: see :func:`lwdna.fx_passes.region_follow.follow`.
         policy: which axis of a choice point may change; see
             :func:`lwdna.choices.choose_axis`.
         outputs: ``"fixed"``: outputs keep their shapes. ``"free"``: the channels of outputs that
@@ -291,10 +304,14 @@ def analyse(
     Source: DESIGN "Analyse"; torch.utils._python_dispatch.
     """
     check_outputs(outputs)
+    if not isinstance(gm, GraphModule):
+        from lwdna.fx_passes.region_probe import analyse_parts  # it builds on this module
+
+        return analyse_parts(gm, as_arguments(gm, example_inputs), policy=policy, outputs=outputs)
     twin = meta_twin(tree_of(gm)).eval()
     mode = ChannelMode(twin)
     interpreter = ChannelInterpreter(twin, gm.graph, mode)
-    relus = _watch_relus(twin, mode)
+    relus = watch_relus(twin, mode)
     inputs = single_batch(as_arguments(gm, example_inputs))
     with torch.inference_mode(), torch.device("meta"), mode:
         try:
@@ -307,6 +324,29 @@ def analyse(
                 f"channels are analysed: {type(e).__name__}: {e}"
             ) from e
     freeze_outputs(mode.space, interpreter.values["output"], outputs)
+    return close_graph(mode, twin, interpreter.values, inputs, relus, policy)
+
+
+def close_graph(
+    mode: ChannelMode,
+    twin: nn.Module,
+    values: Mapping[str, Any],
+    inputs: tuple[Any, ...],
+    relus: Mapping[int, TensorChannels],
+    policy: Policy,
+    calls: Mapping[str, tuple[tuple[Any, ...], ...]] | None = None,
+) -> ChannelGraph:
+    """The channel graph of a network that has run under ``mode``.
+
+    Args:
+        mode: with its outputs frozen.
+        twin: the network that ran.
+        values: node name -> pytree of :class:`TensorChannels`.
+        inputs: what it ran on.
+        relus: see :func:`watch_relus`.
+        policy: decides the choice points.
+        calls: see :class:`lwdna.graph.ChannelGraph`.
+    """
     for out in relus.values():
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
         mode.node = ""
@@ -319,20 +359,21 @@ def analyse(
         mode.tensors,
         mode._buffers,
         mode.terms,
-        interpreter.values,
+        values,
         mode.facts,
         _with_classifiers(mode),
         inputs,
+        calls,
     )
 
 
-def _watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]:
+def watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]:
     """The last output of every object of a counted activation, for the paper's counter."""
     last: dict[int, TensorChannels] = {}
 
     def hook(module: nn.Module) -> Callable[..., None]:
         def note(_m: nn.Module, _args: Any, out: Tensor) -> None:
-            last[id(module)] = TensorChannels(tuple(out.shape), mode.vectors(out))
+            last[id(module)] = mode.channels(out)
 
         return note
 

@@ -14,7 +14,6 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
-from lwdna.fx_passes._base import CAPTURED
 from lwdna.fx_passes.interface import describe
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, has_effect, innermost, merge, obstacle
@@ -27,6 +26,8 @@ from lwdna.fx_passes.module import (
     meta_twin,
     skeleton,
 )
+from lwdna.fx_passes.region_capture import capture_regions
+from lwdna.fx_passes.regions import CAPTURED, is_captured
 from lwdna.fx_passes.tracer import HintedTracer
 from lwdna.inputs import as_arguments
 
@@ -35,8 +36,12 @@ _MAX_ROUNDS = 64
 _INTERFACE = ("placeholder", "output")
 
 
-def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
+def capture(model: nn.Module, example_inputs: Any) -> nn.Module:
     """Capture ``model`` as one static graph, for training and for evaluation.
+
+    A detector, which works on lists of images and on tensors whose sizes depend on values, is
+    captured in parts: its largest submodules that are static graphs (see
+    :func:`lwdna.fx_passes.region_capture.capture_regions`).
 
     Module calls stay module calls down to torch.nn; parameter names and state_dict keys are the
     model's; batch size, and resolution where the model allows it, stay dynamic. What depends on
@@ -46,10 +51,12 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
         model: any ``nn.Module``; it is not changed, and nothing is shared with the result.
         example_inputs: a tensor, a tuple or list of the positional arguments of ``forward``, or a
             mapping of its arguments by name. Only shapes and dtypes are used; dimension 0 is the
-            batch (a batch of 1 is traced as 2, which batch norms need in training mode).
+            batch (a batch of 1 is traced as 2, which batch norms need in training mode). A
+            detector is run on them: give real images, and targets.
 
     Returns:
-        A ``GraphModule`` with copies of the model's parameters, in the model's mode.
+        A ``GraphModule`` with copies of the model's parameters, in the model's mode. Of a detector
+        an object of its own class, with GraphModules in place of the parts.
 
     Raises:
         CaptureError: the control flow depends on tensor values, or the structure differs between
@@ -62,11 +69,18 @@ def capture(model: nn.Module, example_inputs: Any) -> GraphModule:
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
     for name, p in model.named_parameters():
         check_initialised(name, p)
-    _refuse_lost_behaviour(model)
-    if isinstance(model, GraphModule) and CAPTURED in getattr(model, "meta", {}):
+    if is_captured(model):
         return _recapture(model)
-    hints = _example_hints(as_arguments(model, example_inputs))
-    return _emit(model, _trace_modes(model, hints))
+    arguments = as_arguments(model, example_inputs)
+    try:
+        return _one_graph(model, arguments)
+    except CaptureError as e:
+        return capture_regions(model, arguments, _one_graph, e)
+
+
+def _one_graph(model: nn.Module, arguments: tuple[Any, ...]) -> GraphModule:
+    _refuse_lost_behaviour(model)
+    return _emit(model, _trace_modes(model, _example_hints(arguments)))
 
 
 def _refuse_lost_behaviour(model: nn.Module) -> None:
@@ -81,13 +95,13 @@ def _refuse_lost_behaviour(model: nn.Module) -> None:
             warnings.warn(
                 f"{path or 'the model'} ({type(module).__name__}) overrides train(): the captured "
                 "network does not; set the modes of its modules yourself",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
-def _recapture(model: GraphModule) -> GraphModule:
+def _recapture(model: nn.Module) -> nn.Module:
     """A captured module is its own capture: tracing it again would gain nothing."""
-    new: GraphModule = detached_copy(model)
+    new: nn.Module = detached_copy(model)
     return new
 
 

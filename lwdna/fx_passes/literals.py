@@ -73,7 +73,7 @@ class Repair:
             return value
         given: Any = (argument.args, argument.kwargs)
         args, kwargs = torch.fx.node.map_arg(given, self.old_value)
-        args, kwargs = tree_map_only(TensorChannels, _meta, (args, kwargs))
+        args, kwargs = tree_map_only(TensorChannels, TensorChannels.empty, (args, kwargs))
         if argument.op == "call_method":
             return getattr(args[0], str(argument.target))(*args[1:], **kwargs)
         return argument.target(*args, **kwargs)  # type: ignore[operator]
@@ -123,10 +123,6 @@ class Repair:
             channels = self.graph.values.get(shaped.name)
             return isinstance(channels, TensorChannels) and channels.vectors[index] is None
         return any(self.dynamic(source) for source in number.all_input_nodes)
-
-
-def _meta(channels: TensorChannels) -> Tensor:
-    return torch.empty(channels.shape, device="meta")
 
 
 def _measured(number: Node) -> tuple[Node | None, Any]:

@@ -1,29 +1,31 @@
 """The oracle of removal: the original network with the removed channels' consumers masked.
 
-The graph runs twice on the same inputs, each time under the channel rules: once to know which
+Each graph runs twice on the same inputs, each time under the channel rules: once to know which
 entries of every activation belong to removed units, once with every operator that mixes channels
 made to disregard them, as its rule states (``registry.Mixing``). Nothing is resized.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.fx
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lwdna.channels import Products
+from lwdna.channels import Ids, Products, Slot
 from lwdna.choices import resolve
 from lwdna.fx_passes.analyse import ChannelInterpreter, ChannelMode
 from lwdna.fx_passes.module import detached_copy
 from lwdna.fx_passes.outputs import freed, freeze_outputs
+from lwdna.fx_passes.patches import exact_attention
+from lwdna.fx_passes.regions import graphs, intercepted, tensors_in
 from lwdna.fx_passes.rules import OpCall
-from lwdna.graph import ChannelGraph, Copies
+from lwdna.graph import ChannelGraph, Copies, channels_in
 
 aten = torch.ops.aten
 _LAYER_NORMS = (aten.layer_norm, aten.rms_norm)
@@ -118,12 +120,25 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(tree) if isinstance(t, Tensor)]
 
 
-def run_masked(
-    gm: GraphModule, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]
-) -> Any:
-    """Output of ``gm`` with the units of 0 copies disregarded (evaluation mode).
+def run_parts(network: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """What a captured network returns; if it was captured in parts, what each part returns, too."""
+    returned: list[Any] = []
 
-    Of outputs that are free, the entries that are kept.
+    def region(path: str, forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        out = forward(*args)
+        returned.extend([out] if path else [])
+        return out
+
+    with torch.no_grad(), exact_attention(), intercepted(network, region):
+        out = network(*inputs)
+    return returned, out
+
+
+def run_masked(gm: nn.Module, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]) -> Any:
+    """:func:`run_parts` of ``gm`` with the units of 0 copies disregarded (evaluation mode).
+
+    Of outputs that are free, the entries that are kept. The code between parts is given the removed
+    channels, too, with whatever they hold: it may only hand them on.
 
     Args:
         gm: the captured network; not changed.
@@ -131,41 +146,92 @@ def run_masked(
         copies: copies of each unit (0 or 1), shape (units,).
         inputs: real inputs, in the precision of the parameters.
     """
-    network: GraphModule = detached_copy(gm).eval()
-    masked = MaskedMode(network, _entries(network, graph, copies, inputs))
-    with torch.inference_mode():
-        with masked:
-            result = ChannelInterpreter(network, network.graph, masked).run(*inputs)
-        return tree_map_only(Tensor, masked.cut, result)
+    network: nn.Module = detached_copy(gm).eval()
+    returned: list[Any] = []
+
+    def region(path: str, _forward: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        full, kept = _run_part(network, path, graph, copies, args)
+        returned.extend([kept] if path else [])
+        return full if path else kept
+
+    with torch.inference_mode(), intercepted(network, region):
+        out = network(*inputs)
+    return returned, out
+
+
+def _run_part(
+    network: nn.Module, path: str, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Result of a part in full, and the kept entries of it."""
+    part, prefix = graphs(network)[path], f"{path}." if path else ""
+    masked = MaskedMode(network, _entries(network, path, graph, copies, inputs))
+    _open_inputs(masked, graph, path, inputs)
+    with masked:
+        result = ChannelInterpreter(part, part.graph, masked, prefix).run(*inputs)
+    return result, tree_map_only(Tensor, masked.cut, result)
 
 
 def _entries(
-    network: GraphModule, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]
+    network: nn.Module, path: str, graph: ChannelGraph, copies: Copies, inputs: tuple[Any, ...]
 ) -> NDArray[np.bool_]:
-    """Whether each id that the rules open on real inputs is kept.
+    """Whether each id that the rules open on real inputs of a part is kept.
 
     A function of its own: a mode keeps every activation that it has met, and they are freed before
-    the network runs again.
+    the part runs again.
     """
+    part, prefix = graphs(network)[path], f"{path}." if path else ""
     first = ChannelMode(network)
-    with torch.inference_mode(), first:
-        interpreter = ChannelInterpreter(network, network.graph, first)
+    _open_inputs(first, graph, path, inputs)
+    with first:
+        interpreter = ChannelInterpreter(part, part.graph, first, prefix)
         interpreter.run(*inputs)
-    freeze_outputs(first.space, interpreter.values["output"], freed(graph))
+    pairs = list(_pairs(first, interpreter.values if path else {}, graph))
+    if path:
+        for raw, units in pairs:
+            fixed = ~graph.prunable[graph.group_of[units]]
+            first.space.freeze(raw[fixed], "fixed in the whole network", path)
+    else:
+        freeze_outputs(first.space, interpreter.values["output"], freed(graph))
     resolve(first.space, graph.policy)
-    return _alive(first, graph, copies)
+    return _alive(first, pairs, copies)
 
 
-def _alive(mode: ChannelMode, graph: ChannelGraph, copies: Copies) -> NDArray[np.bool_]:
-    """Whether each raw id is kept, carried from the graph's units through shared slots."""
+def _open_inputs(mode: ChannelMode, graph: ChannelGraph, path: str, inputs: Any) -> None:
+    """Ids for the channels that come from other parts."""
+    if path:
+        for x, known in zip(tensors_in(inputs), channels_in(graph.calls[path][0]), strict=True):
+            opened = (
+                None if v is None else mode.space.fresh(len(v), Slot(path, d, "input"))
+                for d, v in enumerate(known.vectors)
+            )
+            mode.set_vectors(x, tuple(opened))
+
+
+def _pairs(
+    mode: ChannelMode, values: Mapping[str, Any], graph: ChannelGraph
+) -> Iterator[tuple[Ids, Ids]]:
+    """Raw ids of the run beside the graph's units, of parameters and of what nodes returned."""
+    named = [(vectors, graph.tensors[name]) for name, vectors in mode.tensors.items()]
+    for name, value in values.items():  # repairs put in nodes that are only numbers
+        known = channels_in(graph.values.get(name))
+        named += [(a.vectors, b.vectors) for a, b in zip(channels_in(value), known, strict=False)]
+    for ours, theirs in named:
+        for raw, units in zip(ours, theirs, strict=True):
+            # A dimension that holds the batch, too, has another length here.
+            if raw is not None and units is not None and len(raw) == len(units):
+                yield raw, units
+
+
+def _alive(
+    mode: ChannelMode, pairs: Iterable[tuple[Ids, Ids]], copies: Copies
+) -> NDArray[np.bool_]:
+    """Whether each raw id is kept."""
     roots = mode.space.find(np.arange(mode.space.size))
     kept = np.ones(mode.space.size, dtype=bool)
     known = np.zeros(mode.space.size, dtype=bool)
-    for name, vectors in mode.tensors.items():
-        for raw, units in zip(vectors, graph.tensors[name], strict=True):
-            if raw is not None and units is not None:
-                known[roots[raw]] = True
-                kept[roots[raw[copies[units] == 0]]] = False
+    for raw, units in pairs:
+        known[roots[raw]] = True
+        kept[roots[raw[copies[units] == 0]]] = False
     _carry_through_products(kept, known, mode.space.products)
     alive: NDArray[np.bool_] = kept[roots]
     return alive

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.interface import attributes
+from lwdna.fx_passes.regions import graphs
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
@@ -77,7 +79,7 @@ def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
         plain = [child for child in module.modules() if type(child) in kinds]
         for child in plain:
             memo[id(child)] = type(child).__new__(type(child))
-        for child in plain:
+        for child in reversed(plain):  # a captured part assembles its tree as soon as it is copied
             memo[id(child)].__dict__.update(
                 {name: _copied(value, memo) for name, value in vars(child).items()}
             )
@@ -125,25 +127,31 @@ def meta_twin(module: nn.Module) -> Any:
     return copy_with(module, lambda t: torch.empty_like(t, device="meta"))
 
 
+def to_meta(tree: Any) -> Any:
+    """The same structure with meta tensors in place of tensors."""
+    return tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), tree)
+
+
 def detached_copy(module: nn.Module) -> Any:
     """Deep copy that shares nothing with ``module`` and keeps its device, modes and flags."""
     return copy_with(module, lambda t: t.detach().clone())
 
 
-def in_double(gm: GraphModule) -> GraphModule:
+def in_double(gm: nn.Module) -> nn.Module:
     """Copy of a captured module that computes in float64: its tensors and what its graph names.
 
     A graph that asks for float32 (``x.float()``, ``torch.arange(n, dtype=torch.float32)``) would
     lose digits, or meet float64 weights with float32 values.
     """
-    work: GraphModule = detached_copy(gm).double()
-    for node in work.graph.nodes:
-        if node.op == "call_method" and node.target == "float":
-            node.target = "double"
-        node.args, node.kwargs = map_aggregate(
-            (node.args, node.kwargs), lambda a: torch.float64 if a is torch.float32 else a
-        )
-    work.recompile()
+    work: nn.Module = detached_copy(gm).double()
+    for part in graphs(work).values():
+        for node in part.graph.nodes:
+            if node.op == "call_method" and node.target == "float":
+                node.target = "double"
+            node.args, node.kwargs = map_aggregate(
+                (node.args, node.kwargs), lambda a: torch.float64 if a is torch.float32 else a
+            )
+        part.recompile()
     return work
 
 

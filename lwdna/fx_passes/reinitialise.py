@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _NormBase
 
 from lwdna.errors import UnsupportedModelError
@@ -36,9 +35,7 @@ def _of_one_network(arguments: dict[str, Any]) -> None:
 
 
 @graph_pass(requires=(captured, _of_one_network), ensures=(same_names, nothing_shared))
-def reinitialise(
-    gm: GraphModule, like: GraphModule, graph: ChannelGraph, *, seed: int
-) -> GraphModule:
+def reinitialise(gm: nn.Module, like: nn.Module, graph: ChannelGraph, *, seed: int) -> nn.Module:
     """Draw every parameter of a resized network anew, by the law of the baseline's tensor.
 
     The family of the law and its gain are kept: constants (norm gains, zero biases, LayerScale)
@@ -95,7 +92,7 @@ def reinitialise(
         drawn = new.get(id(tensor))
         return tensor.detach().clone() if drawn is None else drawn
 
-    result: GraphModule = copy_with(gm, replacement)
+    result: nn.Module = copy_with(gm, replacement)
     for module in result.modules():
         if isinstance(module, _NormBase):
             module.reset_running_stats()
@@ -118,7 +115,7 @@ def _kept(name: str, new: Tensor, old: Tensor) -> Tensor:
 class _Ratios:
     """New fan / old fan by which the variance of each parameter's law is divided."""
 
-    def __init__(self, gm: GraphModule, like: GraphModule, graph: ChannelGraph) -> None:
+    def __init__(self, gm: nn.Module, like: nn.Module, graph: ChannelGraph) -> None:
         self._fans: tuple[Mapping[str, Fans], ...] = (fans_of(gm), fans_of(like))
         shapes = [{n: p.shape for n, p in network.named_parameters()} for network in (gm, like)]
         self._vectors = {name for name, shape in shapes[1].items() if len(shape) == 1}

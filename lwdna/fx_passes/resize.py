@@ -9,6 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_map_only
 
 import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
@@ -25,11 +26,12 @@ from lwdna.fx_passes.literals import (
     repair,
 )
 from lwdna.fx_passes.module import copy_with, meta_twin, reassemble, tree_of
+from lwdna.fx_passes.regions import graphs
 from lwdna.graph import ChannelGraph, Copies, TensorChannels
 
 
 @graph_pass(requires=(captured, described), ensures=(same_names, nothing_shared))
-def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 0) -> GraphModule:
+def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0) -> nn.Module:
     """Re-index every parameter and repair every literal.
 
     Args:
@@ -42,7 +44,7 @@ def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 
             with, at its new fan; the global random state is not touched. Buffers are copied.
 
     Returns:
-        A new GraphModule with the same node names and state_dict keys.
+        A new network of the same class with the same node names and state_dict keys.
 
     Raises:
         ValueError: ``copies`` changes a frozen group or empties one.
@@ -62,11 +64,17 @@ def resize(gm: GraphModule, graph: ChannelGraph, copies: Copies, *, seed: int = 
         name = names.get(id(old))
         return old.detach().clone() if name is None else new_tensors[name]
 
-    root, code = copy_with(tree_of(gm), replacement), deepcopy(gm.graph)
-    _update_modules(root, code, graph, copies)
-    _repair_literals(root, code, graph, copies)
-    new = reassemble(gm, root, code)
-    interface.update(new, graph, copies)
+    if isinstance(gm, GraphModule):
+        root, code = copy_with(tree_of(gm), replacement), deepcopy(gm.graph)
+        _fit(root, code, graph, copies)
+        whole = reassemble(gm, root, code)
+        interface.update(whole, graph, copies)
+        return whole
+    new: nn.Module = copy_with(gm, replacement)
+    for path, part in graphs(new).items():
+        _fit(tree_of(part), part.graph, graph.part(path), copies)
+        part.recompile()
+        interface.update(part, graph.part(path), copies)
     return new
 
 
@@ -134,18 +142,20 @@ def _fan_of_bias(name: str, graph: ChannelGraph) -> int | None:
     return None if inputs is None else len(inputs) * graph.roles[weight].kernel
 
 
+def _fit(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+    """Bring what a tree and a graph say in numbers up to date with the new tensors."""
+    _update_modules(root, code, graph, copies)
+    _repair_literals(root, code, graph, copies)
+
+
 def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
     for node in code.nodes:
         if node.op == "call_module":
             facts = graph.facts.get(node.name, {})
             counts = {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
             value = graph.values[node.name]
-            shape: tuple[int, ...] = ()
-            if isinstance(value, TensorChannels):
-                shape = tuple(
-                    n if v is None else int(copies[v].sum())
-                    for n, v in zip(value.shape, value.vectors, strict=True)
-                )
+            known = isinstance(value, TensorChannels)
+            shape = value.resized(copies).shape if known else ()
             modules.update(root.get_submodule(str(node.target)), counts, shape)
 
 
@@ -190,10 +200,18 @@ def _between(before: Node, node: Node) -> list[Node]:
     return added[::-1]
 
 
+def _inputs(graph: ChannelGraph, copies: Copies) -> tuple[Any, ...]:
+    """What the resized graph is given: a part of a network takes channels that change."""
+    if not graph.calls:
+        return graph.inputs
+    given: tuple[Any, ...] = graph.calls[""][0]
+    return tuple(tree_map_only(TensorChannels, lambda t: t.resized(copies).empty(), given))
+
+
 def _repair_literals(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
     twin = meta_twin(root).eval()
     with torch.inference_mode(), torch.device("meta"), MetaMode():
-        _LiteralRepair(twin, code, graph, copies).run(*graph.inputs)
+        _LiteralRepair(twin, code, graph, copies).run(*_inputs(graph, copies))
     for node in reversed(code.nodes):  # numbers that repairs have made superfluous
         number = node.op == "call_function" and not holds_tensors(graph.values.get(node.name))
         if number and not node.users and not node.is_impure():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.fx import GraphModule
+from torch import nn
 
 from lwdna.fx_passes._base import captured, described, graph_pass, same_names
 from lwdna.fx_passes.resize import resize
@@ -17,7 +17,7 @@ def _removes_only(arguments: dict[str, Any]) -> None:
 
 
 @graph_pass(requires=(captured, described, _removes_only), ensures=(same_names,))
-def shrink_graph(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> GraphModule:
+def shrink_graph(gm: nn.Module, graph: ChannelGraph, copies: Copies) -> nn.Module:
     """Remove the units of 0 copies; the weights that stay keep their values.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
-from torch.fx import GraphModule
+from torch import nn
 
 from lwdna.fx_passes._base import captured, described, graph_pass, same_names
 from lwdna.fx_passes.resize import resize
@@ -61,12 +61,12 @@ def _factor(group: ChannelGroup, multiplier: Multiplier) -> float:
 
 @graph_pass(requires=(captured, described), ensures=(same_names,))
 def widen(
-    gm: GraphModule,
+    gm: nn.Module,
     graph: ChannelGraph,
     multiplier: Multiplier,
     *,
     seed: int = 0,
-) -> tuple[GraphModule, ChannelGraph]:
+) -> tuple[nn.Module, ChannelGraph]:
     """The widened network and its channel graph.
 
     Args:
@@ -76,7 +76,7 @@ def widen(
         seed: seeds the new entries; see :func:`lwdna.resize`.
 
     Returns:
-        (widened GraphModule, channel graph of it whose ``origin`` names the unit behind each).
+        (widened network, channel graph of it whose ``origin`` names the unit behind each).
 
     Raises:
         ValueError: see :func:`widen_copies`.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_iter, tree_map, tree_map_only
 
 from lwdna.errors import ScoringError
@@ -182,7 +183,13 @@ def _checked(batch: Any, k: int, network: nn.Module | None, step_fn: StepFn | No
     if first is None or not first.numel():
         shape = "no tensor" if first is None else f"shape {tuple(first.shape)}"
         raise ScoringError(f"inputs of batch {k} are empty: {shape}")
-    return Batch(inputs, targets, batch, first.shape[0])
+    return Batch(inputs, targets, batch, _size(inputs, first, network))
+
+
+def _size(inputs: tuple[Any, ...], first: Tensor, network: nn.Module | None) -> int:
+    """Number of samples: a network that is no graph may take a list of them (a detector)."""
+    listed = isinstance(inputs[0], (list, tuple)) and not isinstance(network, GraphModule)
+    return len(inputs[0]) if listed else first.shape[0]
 
 
 def _check_values(batch: Any, k: int) -> None:

@@ -43,6 +43,7 @@ def synflow(context: ScoringContext) -> Saliency:
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving
         synaptic flow", NeurIPS 2020, equations 1 and 2 and algorithm 1.
     """
+    _require_one_graph(context, "synflow")
     network = context.network.eval()
 
     def positive(t: Tensor) -> Tensor:
@@ -94,6 +95,7 @@ def fisher(context: ScoringContext) -> Saliency:
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018;
         Liu et al., "Group Fisher Pruning", ICML 2021 (coupled channels share one mask).
     """
+    _require_one_graph(context, "fisher")
     context.network.train()
     tensors = own_tensors(context)
     sgd = context.options.sgd
@@ -111,6 +113,15 @@ def fisher(context: ScoringContext) -> Saliency:
         return effects.mean_square() / 2
 
     return over_batches(context, batch, "fisher")
+
+
+def _require_one_graph(context: ScoringContext, name: str) -> None:
+    if context.graph.calls:
+        raise ScoringError(
+            f"criterion {name!r} follows what flows through one graph; "
+            f"{type(context.network).__name__} was captured in parts: score with 'latent-grad', "
+            "'taylor' or 'magnitude'"
+        )
 
 
 class _Effects:

@@ -56,6 +56,9 @@ class Model(nn.Module):
         """Outputs of the network; arguments as its own ``forward`` takes them."""
         size = samples((args, kwargs))
         micro_batch = self._micro_batch
+        listed = any(isinstance(a, (list, tuple)) for a in args)
+        if micro_batch is not None and listed and not isinstance(self.network, GraphModule):
+            raise ScoringError("micro_batch cuts tensors, not lists of samples: leave it out")
         if micro_batch is None or (size <= micro_batch and self._stretches == 1):
             return self._run(slice(0, size), *args, **kwargs)
         if mixes_samples(self.network, self._tensors, (args, kwargs)):

@@ -460,7 +460,6 @@ def test_what_a_model_keeps_from_a_call_does_not_reach_the_next_trace() -> None:
         lambda s, x: x * float(x.amax()),
         lambda s, x: x[[0] * x.argmax()],
         lambda s, x: x * x.sum().item(),
-        lambda s, x: x[torch.nonzero(x > 0)[0]],
     ],
 )
 def test_control_flow_on_values_is_refused_with_the_source_line(f: Any) -> None:

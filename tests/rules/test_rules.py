@@ -22,6 +22,7 @@ from lwdna.fx_passes.rules import registered, registry
 from lwdna.graph import ChannelGraph, Copies
 from tests.rules import (  # noqa: F401  (importing adds their samples)
     samples_along,
+    samples_detection,
     samples_weights,
 )
 from tests.rules.samples import SAMPLES, Sample
@@ -81,7 +82,7 @@ def test_the_operator_meets_its_rule_in_the_analysis(
     def noting(func: Any) -> Any:
         found = registry.rule_for(func)
         if found is not None and found is registered().get(func.overloadpacket):
-            met.add(func._schema.name.removeprefix("aten::"))
+            met.add(str(func.overloadpacket).removeprefix("aten."))
         return found
 
     _, x, gm, _ = prepared(sample)

@@ -3,6 +3,7 @@
 from lwdna.fx_passes.rules import (  # noqa: F401  (importing registers the rules)
     along,
     contraction,
+    detection,
     indexing,
     movement,
     normalisation,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lwdna.channels import Vector
 from lwdna.fx_passes.rules.registry import OpCall, dim_of, rule
 
 aten = torch.ops.aten
@@ -17,18 +18,29 @@ _ADDRESSED = "its entries are addressed by an index"
 @rule(aten.index)
 def index(op: OpCall, x: Tensor, indices: Sequence[Tensor | None]) -> None:
     """Advanced indexing: the indexed dimensions are replaced by the index's own."""
-    addressed = [d for d, i in enumerate(indices) if i is not None]
+    op.give(_selected(op, x, indices))
+
+
+def _selected(op: OpCall, x: Tensor, indices: Sequence[Tensor | None]) -> tuple[Vector, ...]:
+    """Vectors of ``x[indices]``; the addressed dimensions are frozen."""
+    addressed: list[int] = []
+    position = rank = 0
+    for i in indices:
+        covered = 1
+        if i is not None:
+            mask = i.dtype in (torch.bool, torch.uint8)
+            covered = i.dim() if mask else 1
+            rank = max(rank, 1 if mask else i.dim())
+            addressed += range(position, position + covered)
+            op.freeze_all(i, "positions")
+        position += covered
     vectors = op.vec(x)
     for d in addressed:
         op.freeze(vectors[d], _ADDRESSED)
-    for i in indices:
-        if i is not None:
-            op.freeze_all(i, "positions")
     rest = [v for d, v in enumerate(vectors) if d not in addressed]
-    rank = op.out.dim() - len(rest)
     adjacent = addressed == list(range(addressed[0], addressed[-1] + 1))
     at = addressed[0] if adjacent else 0
-    op.give((*rest[:at], *(None,) * rank, *rest[at:]))
+    return (*rest[:at], *(None,) * rank, *rest[at:])
 
 
 @rule(aten.index_select)
@@ -69,3 +81,15 @@ def gather(op: OpCall, x: Tensor, dim: int, index: Tensor, *values: Any, **_: An
             for d, v in enumerate(op.vec(first))
         )
     )
+
+
+@rule(aten.index_put, aten.index_put_)
+def index_put(
+    op: OpCall, x: Tensor, indices: Sequence[Tensor | None], values: Tensor, *_: Any, **__: Any
+) -> None:
+    """Values take the place of what :func:`index` would give; the rest of ``x`` stays."""
+    replaced = _selected(op, x, indices)
+    for d in range(1, values.dim() + 1):
+        if values.shape[-d] > 1:
+            op.couple(replaced[-d], op.vec(values)[-d])
+    op.give(op.vec(x))

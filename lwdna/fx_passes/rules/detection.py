@@ -1,0 +1,23 @@
+"""Operators of torchvision's detectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision.ops  # noqa: F401  (registers the operators)
+from torch import Tensor
+
+from lwdna.fx_passes.rules.registry import OpCall, rule
+
+_torchvision = torch.ops.torchvision
+
+
+@rule(_torchvision.roi_align, _torchvision.roi_pool)
+def pool_regions(op: OpCall, x: Tensor, rois: Tensor, *_: Any, **__: Any) -> None:
+    """(N, C, H, W) pooled at K boxes (K, 5): (K, C, h, w)."""
+    batch, channels, *positions = op.vec(x)
+    for v in (batch, *positions, *op.vec(rois)):
+        op.freeze(v, "positions of a region of interest")
+    for out in op.out if isinstance(op.out, tuple) else (op.out,):
+        op.give((None, channels, None, None), out)
