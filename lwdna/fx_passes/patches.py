@@ -124,7 +124,7 @@ def _wrapped_of_torch() -> dict[Any, dict[str, Any]]:
 def _tracer_of(args: Any) -> Any:
     """The tracer that a call with these arguments is recorded by; None if it just runs."""
     found = next((v for v in tree_leaves(args) if is_proxy(v)), None)
-    return None if found is None or found.tracer.evaluating else found.tracer
+    return None if found is None or found.tracer.evaluation.running else found.tracer
 
 
 def _own_backward() -> Any:

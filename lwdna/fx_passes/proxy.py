@@ -23,6 +23,8 @@ _INVARIANT = ("ndim", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout
 
 
 _OPAQUE = object()
+_SIZES = (int, float, tuple)
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 _NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
 
@@ -73,7 +75,7 @@ class HintedProxy(Proxy):
                 "network is not one static graph; take the decision from shapes or attributes, "
                 "or move it out of the model."
             )
-        self.tracer.guard(self)
+        _guard(self)
         return self.hint
 
     def __bool__(self) -> bool:
@@ -126,6 +128,28 @@ class HintedProxy(Proxy):
 
     def __trunc__(self) -> Any:
         return self.tracer.create_proxy("call_function", math.trunc, (self,), {})
+
+
+def _guard(proxy: HintedProxy) -> None:
+    """Assert in the graph that a size which decided the control flow is the one traced.
+
+    The graph would silently compute something else at another size than the model does.
+    """
+    node, value, tracer = proxy.node, proxy.hint, proxy.tracer
+    if tracer.evaluation.running or "guarded" in node.meta:
+        return
+    sizes = [proxy] if not isinstance(value, bool) else _operands(node)
+    if not sizes or not all(isinstance(hint_of(s), _SIZES) for s in sizes):
+        return  # dtypes, devices and flags are free to change, as in the model
+    node.meta["guarded"] = True
+    condition = tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
+    message = f"the control flow was captured for {value!r} at {source_line()}: capture again"
+    tracer.create_proxy("call_function", torch._assert, (condition, message), {})
+
+
+def _operands(node: Node) -> list[Any]:
+    """What a comparison compares; nothing if the truth value comes from elsewhere."""
+    return list(node.args) if node.target in _COMPARISONS else []
 
 
 def _in_place(name: str) -> Callable[[HintedProxy, Any], Any]:

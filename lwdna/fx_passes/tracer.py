@@ -7,7 +7,6 @@ from the hint; factories (``torch.arange`` ...) are recorded even when no proxy 
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +17,16 @@ from torch.fx import Node, Proxy
 from torch.overrides import TorchFunctionMode
 
 from lwdna.errors import CaptureError, LwdnaError
+from lwdna.fx_passes.gradients import Gradients
+from lwdna.fx_passes.hints import Evaluation, to_meta
 from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.modes import has_effect
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
-from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy, source_line
-from lwdna.fx_passes.trees import tree_leaves, tree_map, tree_map_only
+from lwdna.fx_passes.proxy import HintedProxy, is_proxy, source_line
+from lwdna.fx_passes.trees import tree_leaves, tree_map
 
 #: Modules of torch.nn that are traced through, down to the layers they are made of.
 _OPENED_MODULES = (
@@ -51,7 +52,7 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.evaluating:
+        if self.tracer.evaluation.running:
             return func(*args, **kwargs)
         if func in OPENED:
             return OPENED[func](*args, **kwargs)
@@ -79,15 +80,11 @@ class HintedTracer(torch.fx.Tracer):
 
     def __init__(self, hints: tuple[Any, ...], leaves: frozenset[str], kernels: MetaMode) -> None:
         super().__init__()
-        self._kernels = kernels
+        self.evaluation = Evaluation(kernels)
         self._placeholder_hints = hints
         self.leaves = leaves
-        self.evaluating = False
         self.entered: set[str] = set()  # paths of the modules that were called
         self.calls: dict[str, Call] = {}  # last call of each module, and of forward_features
-        self._guarded: set[Node] = set()
-        self._differentiable: set[Node] = set()
-        self._without_grad: dict[Node, HintedProxy] = {}
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -138,6 +135,7 @@ class HintedTracer(torch.fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._tensors = dict(named)
+        self._gradients = Gradients(self._tensors, self._detach)
         self._watch_features(root)
         with python_for_proxies(), torch.enable_grad(), _Recorder(self):
             try:
@@ -166,7 +164,7 @@ class HintedTracer(torch.fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record or trace through a module call; run it while hints are evaluated."""
-        if self.evaluating:
+        if self.evaluation.running:
             return forward(*args, **kwargs)
         self._forward = forward
         path = self.path_of_module(m)
@@ -210,28 +208,12 @@ class HintedTracer(torch.fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A proxy for parameters and buffers (one node each), the value for the rest."""
-        name = None if self.evaluating else self._names.get(id(attr_val))
+        name = None if self.evaluation.running else self._names.get(id(attr_val))
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
-
-    def guard(self, proxy: HintedProxy) -> None:
-        """Assert in the graph that a size which decided the control flow is the one traced.
-
-        The graph would silently compute something else at another size than the model does.
-        """
-        node, value = proxy.node, proxy.hint
-        if self.evaluating or node in self._guarded:
-            return
-        sizes = [proxy] if not isinstance(value, bool) else _operands(node)
-        if not sizes or not all(isinstance(hint_of(s), _SIZES) for s in sizes):
-            return  # dtypes, devices and flags are free to change, as in the model
-        self._guarded.add(node)
-        condition = self.create_proxy("call_function", operator.eq, (proxy, value), {})
-        message = f"the control flow was captured for {value!r} at {source_line()}: capture again"
-        self.create_proxy("call_function", torch._assert, (condition, message), {})
 
     def create_proxy(
         self,
@@ -252,24 +234,16 @@ class HintedTracer(torch.fx.Tracer):
         if torch.is_grad_enabled() or kind in ("placeholder", "get_attr"):
             proxy = self._record(kind, target, args, kwargs, name, type_expr)
             return None if proxy.hint is None else proxy
-        free_args, free_kwargs = tree_map(self._detached, (args, kwargs))
+        free_args, free_kwargs = tree_map(self._gradients.detached, (args, kwargs))
         proxy = self._record(kind, target, free_args, free_kwargs, name, type_expr)
         if proxy.hint is None:
             return None
         if kind != "call_module" and args and has_effect(proxy.node):
             return args[0]  # an operator in place returns what it was given
-        return self._detached(proxy)
+        return self._gradients.detached(proxy)
 
-    def _detached(self, value: Any) -> Any:
-        """A proxy that passes no gradient on, for one that may; any other value as it is."""
-        if not is_proxy(value) or value.node not in self._differentiable:
-            return value
-        if not isinstance(value.hint, Tensor):
-            return value
-        if value.node not in self._without_grad:
-            self._without_grad[value.node] = self._record("call_method", "detach", (value,), {})
-            self._differentiable.discard(self._without_grad[value.node].node)
-        return self._without_grad[value.node]
+    def _detach(self, value: HintedProxy) -> Any:
+        return self._record("call_method", "detach", (value,), {})
 
     def _record(
         self,
@@ -285,76 +259,14 @@ class HintedTracer(torch.fx.Tracer):
         node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
         assert is_proxy(proxy)
         proxy.hint = node.meta["hint"]  # type: ignore[attr-defined]
-        if self._may_have_gradient(node):
-            self._differentiable.add(node)
+        self._gradients.follow(node)
         return proxy
-
-    def _may_have_gradient(self, node: Node) -> bool:
-        tensors = [t for t in tree_leaves(node.meta["hint"]) if isinstance(t, Tensor)]
-        if not any(t.is_floating_point() or t.is_complex() for t in tensors):
-            return False
-        if node.op == "get_attr":
-            return isinstance(self._tensors[str(node.target)], nn.Parameter)
-        source = node.op in ("placeholder", "call_module")
-        return source or any(n in self._differentiable for n in node.all_input_nodes)
 
     def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
             return self._hint
         if kind == "get_attr":
-            return _to_meta(self._tensors[target])
-        args, kwargs = _hints(args), _hints(kwargs)
-        self.evaluating = True
-        try:
-            with torch.inference_mode(), self._kernels:
-                return tree_map_only(Tensor, _to_meta, self._run(kind, target, args, kwargs))
-        except CaptureError:
-            raise
-        except Exception as e:
-            raise CaptureError(
-                f"{node.format_node()} cannot be evaluated on meta tensors at {source_line()}: "
-                f"{type(e).__name__}: {e}. If it reads a tensor's values, the network is not one "
-                "static graph; otherwise check the example input."
-            ) from e
-        finally:
-            self.evaluating = False
-
-    def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+            return to_meta(self._tensors[target])
         if kind == "call_module":
-            return self._forward(*args, **kwargs)
-        if kind == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        return target(*args, **kwargs)
-
-
-_SIZES = (int, float, tuple)
-
-
-def _operands(node: Node) -> list[Any]:
-    """What a comparison compares; nothing if the truth value comes from elsewhere."""
-    compared = node.target in (
-        operator.eq,
-        operator.ne,
-        operator.lt,
-        operator.le,
-        operator.gt,
-        operator.ge,
-    )
-    return list(node.args) if compared else []
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.device.type != "meta":
-        return torch.empty_like(value, device="meta")
-    return value
-
-
-def _hints(tree: Any) -> Any:
-    def hint(value: Any) -> Any:
-        if isinstance(value, slice):
-            return slice(*(hint(v) for v in (value.start, value.stop, value.step)))
-        if is_proxy(value):
-            return value.hint
-        return _to_meta(value)
-
-    return tree_map(hint, tree)
+            return self.evaluation.of(node, self._forward, args, kwargs)
+        return self.evaluation.of(node, None if kind == "call_method" else target, args, kwargs)
