@@ -73,7 +73,8 @@ def shrink(
     those of the batches put together, and every rank gets the identical network.
 
     Args:
-        model: any ``nn.Module`` that is one static graph; it is not changed.
+        model: any ``nn.Module`` that is one static graph, or a detector (see
+            :func:`lwdna.capture`); it is not changed.
         budget: a float is the fraction of the model's own MACs that the result may have, text is
             ``"90%"`` or ``"3.7G"``; a :class:`Budget` limits MACs, params, paper FLOPs or
             activations, relative or absolute.
@@ -217,7 +218,8 @@ def attainable(
     Nothing is scored, and no weight is read: a model on the meta device will do.
 
     Args:
-        model: any ``nn.Module`` that is one static graph; it is not changed.
+        model: any ``nn.Module`` that is one static graph, or a detector (see
+            :func:`lwdna.capture`); it is not changed.
         widen: as for :func:`shrink`.
         constraints: as for :func:`shrink`.
         outputs: as for :func:`shrink`.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -346,6 +348,17 @@ def test_samples_are_entries_of_lists_and_rows_of_tensors() -> None:
 
 
 # --- torchvision's detectors ---
+
+
+def test_the_code_of_the_documentation_runs() -> None:
+    page = Path(__file__).parents[1] / "docs" / "regions.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(compile(code, str(page), "exec"), names)
+    dna = names["small"].meta["lwdna"]
+    assert dna.after.macs <= 0.7 * dna.before.macs
+
 
 FEW = {"min_size": 64, "max_size": 96}
 PROPOSALS = {
