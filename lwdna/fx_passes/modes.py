@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from lwdna.fx_passes.autocast import SWITCHES
 from lwdna.fx_passes.module import FUNCTIONS
 from lwdna.fx_passes.proxy import IN_PLACE
 
@@ -104,6 +105,9 @@ def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] |
         twins: the modules that were traced, (in evaluation, in training).
         alignment: of their graphs.
     """
+    for node in alignment.lone:
+        if node.target in SWITCHES:
+            return node, "it switches mixed precision for what both modes compute"
     for root, lone, shared in (
         (twins[0], alignment.evaluated, [pair[0] for pair in alignment.pairs]),
         (twins[1], alignment.trained, [pair[1] for pair in alignment.pairs]),

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.interface import attributes
+from lwdna.fx_passes.pickling import packed, unpacked
 from lwdna.fx_passes.regions import graphs
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -211,6 +212,26 @@ class CapturedModule(GraphModule):
         root = copy.deepcopy(tree_of(self), memo)
         new = memo[id(self)] = reassemble(self, root, copy.deepcopy(self.graph), memo)
         return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tree and graph, as they are.
+
+        A GraphModule is pickled as code, and traced again when it is loaded: the mode of that
+        moment would be burned in.
+        """
+        parts = (tree_of(self), packed(self.graph), self.meta, dict(attributes(self)))
+        return _restored, parts
+
+
+def _restored(
+    root: nn.Module, code: list[bytes], meta: dict[str, Any], told: dict[str, Any]
+) -> CapturedModule:
+    """A captured module from the parts that it is pickled as."""
+    new = assemble(root, unpacked(code), root._get_name())
+    new.meta = meta
+    for name, value in told.items():
+        setattr(new, name, value)
+    return new
 
 
 _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx._symbolic_trace
@@ -18,8 +18,12 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
+from lwdna.fx_passes.autocast import recorded_autocast
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy
 from lwdna.fx_passes.trees import tree_leaves
+
+if TYPE_CHECKING:
+    from lwdna.fx_passes.tracer import HintedTracer
 
 _FACTORY_NAMES = (
     "arange",
@@ -66,7 +70,7 @@ def is_model_code(target: Any) -> bool:
 
 
 @contextmanager
-def python_for_proxies() -> Iterator[None]:
+def python_for_proxies(tracer: HintedTracer) -> Iterator[None]:
     """Let builtins, factories and torch.fx itself take proxies.
 
     ``isinstance`` answers for the hint (a ``__class__`` that did would have C++ take the proxy for
@@ -74,7 +78,11 @@ def python_for_proxies() -> Iterator[None]:
     ask proxies for their present value; a checkpointed call is traced like any other; functions
     of the model's own that were marked by ``torch.fx.wrap`` are traced through, since an opaque
     function could only freeze the channels it sees. What Python cannot look into, or what has a
-    backward pass of its own, is called as it is.
+    backward pass of its own, is called as it is. Entering and leaving a region of mixed precision
+    is recorded.
+
+    Args:
+        tracer: records what reaches no proxy.
     """
     replacements: dict[tuple[Any, str], Any] = {
         (builtins, "isinstance"): _instance_check(),
@@ -86,6 +94,7 @@ def python_for_proxies() -> Iterator[None]:
         (torch.autograd.Function, "apply"): _own_backward(),
         (torch.jit.ScriptFunction, "__call__"): _scripted(),
         (torch.fx._symbolic_trace, "_wrapped_fns_to_patch"): _wrapped_of_torch(),
+        **recorded_autocast(tracer),
     }
     for name in (*_FACTORY_NAMES, *_NUMBER_TAKERS):
         replacements[torch, name] = _recorded(getattr(torch, name))

@@ -137,7 +137,7 @@ class HintedTracer(torch.fx.Tracer):
         self._tensors = dict(named)
         self._gradients = Gradients(self._tensors, self._detach)
         self._watch_features(root)
-        with python_for_proxies(), torch.enable_grad(), _Recorder(self):
+        with python_for_proxies(self), torch.enable_grad(), _Recorder(self):
             try:
                 return super().trace(root, concrete_args)
             except LwdnaError:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
+import pickle
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
@@ -104,3 +107,30 @@ def test_the_tree_alone_runs_the_graph() -> None:
     root = tree_of(gm)
     assert not isinstance(root, GraphModule)
     assert torch.equal(Interpreter(root, graph=gm.graph).run(x), gm(x))
+
+
+class Modal(nn.Module):
+    """Drops out, and scales by its mode; calls C functions of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(torch.ops.aten.relu.default(self.fc(x)), 0.5, self.training)
+        x = F.avg_pool1d(x.relu() * math.floor(2.5), 2) * (3 if self.training else 2)
+        return torch.softmax(F.gelu(torch.conv1d(x[:, None], x.new_ones(1, 1, 2))), -1)
+
+
+def test_a_pickled_network_follows_its_mode() -> None:
+    x, model = torch.randn(2, 6), Modal()
+    gm = capture(model, x)
+    again = pickle.loads(pickle.dumps(gm))
+    assert type(again).__name__ == "Modal" and again.code == gm.code
+    assert again.meta.keys() == gm.meta.keys()
+    for training in (True, False):
+        outputs = []
+        for network in (gm.train(training), again.train(training)):
+            torch.manual_seed(0)
+            outputs.append(network(x))
+        assert torch.equal(*outputs)

@@ -1,0 +1,90 @@
+"""Capture of regions of mixed precision."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from lwdna.errors import CaptureError
+from lwdna.fx_passes.autocast import SWITCHES
+from lwdna.fx_passes.capture import capture
+from tests.fx_passes.test_capture_torch import TOKENS, Body, checked, same_gradients
+
+
+def exact_under_autocast(model: nn.Module, gm: GraphModule) -> None:
+    """Bit-equal, of one dtype, with and without mixed precision around the network."""
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            expected, given = model(TOKENS), gm(TOKENS)
+            state = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        assert expected.dtype is given.dtype
+        assert torch.equal(expected, given)
+        assert state == (enabled, torch.bfloat16)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def sensitive(s: Any, x: Tensor) -> Tensor:
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        return s.a(x.float()).relu()
+
+
+def by_name(s: Any, x: Tensor) -> Tensor:
+    with torch.amp.autocast("cpu", dtype=torch.bfloat16):
+        y = s.a(x)
+        with torch.autocast("cpu", enabled=False):
+            return y.float() + s.b(x.float())
+
+
+@torch.autocast("cpu", enabled=False)
+def decorated(s: Any, x: Tensor) -> Tensor:
+    out: Tensor = s.a(x.float())
+    return out
+
+
+@pytest.mark.parametrize("f", [sensitive, by_name, decorated])
+def test_regions_of_mixed_precision_are_carried_over(f: Callable[..., Tensor]) -> None:
+    model = Body(f, a=nn.Linear(16, 16), b=nn.Linear(16, 16)).eval()
+    gm, prunable = checked(model)
+    assert "a.weight" in prunable
+    exact_under_autocast(model, gm)
+    exact_under_autocast(model, copy.deepcopy(gm))
+    exact_under_autocast(model, pickle.loads(pickle.dumps(gm)))
+    same_gradients(model, gm)
+
+
+class Cautious(nn.Module):
+    """Exact in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False) if self.training else torch.enable_grad():
+            out: Tensor = self.a(x.float())
+        return out
+
+
+def test_a_region_of_one_mode_alone_stays_in_its_module() -> None:
+    model = Body(lambda s, x: s.gate(x), gate=Cautious())
+    gm = capture(model, TOKENS)
+    assert not [n for n in gm.graph.nodes if n.target in SWITCHES]
+    for training in (True, False):
+        exact_under_autocast(model.train(training), gm.train(training))
+
+
+def test_a_failing_capture_leaves_no_region_open() -> None:
+    def body(s: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(CaptureError, match="values decides the control flow"):
+        capture(Body(body), TOKENS)
+    assert not torch.is_autocast_enabled("cpu")
