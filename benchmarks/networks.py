@@ -9,6 +9,8 @@ import timm
 import torchvision
 from torch import nn
 
+from benchmarks.detectors import DETECTORS, SIDE, detector
+
 Size = tuple[int, int, int]
 
 #: Every mechanism that couples channels occurs in at least one of them.
@@ -65,7 +67,8 @@ def build(name: str) -> tuple[nn.Module, Size]:
         name: ``"timm:resnet18"``, ``"torchvision:resnet50"``; any network of the two libraries.
 
     Returns:
-        The network in training mode, and its default input size (C, H, W).
+        The network in training mode, and its default input size (C, H, W). Detectors are set up
+        for small images (see ``benchmarks.detectors``).
 
     Raises:
         ValueError: the library is neither timm nor torchvision.
@@ -74,20 +77,19 @@ def build(name: str) -> tuple[nn.Module, Size]:
     if library == "timm":
         return timm.create_model(model, pretrained=False), default_size(name)
     if library == "torchvision":
-        backbone = {"weights_backbone": None} if _has_backbone(model) else {}
+        if model in DETECTORS:
+            return detector(model), default_size(name)
+        segmentation = torchvision.models.list_models(module=torchvision.models.segmentation)
+        backbone = {"weights_backbone": None} if model in segmentation else {}
         return torchvision.models.get_model(model, weights=None, **backbone), default_size(name)
     raise ValueError(f"{name!r}: write 'timm:<name>' or 'torchvision:<name>'")
-
-
-def _has_backbone(model: str) -> bool:
-    """Whether a torchvision model is built around a classifier that comes with weights."""
-    kinds = (torchvision.models.segmentation, torchvision.models.detection)
-    return any(model in torchvision.models.list_models(module=kind) for kind in kinds)
 
 
 def default_size(name: str) -> Size:
     """The input size (C, H, W) in a timm model's configuration; 224 pixels for torchvision."""
     library, _, model = name.partition(":")
+    if library == "torchvision" and model in DETECTORS:
+        return 3, SIDE, SIDE
     config = timm.get_pretrained_cfg(model) if library == "timm" else None
     return (3, 224, 224) if config is None else config.input_size
 
@@ -99,5 +101,7 @@ def small_size(name: str) -> Size:
         config = timm.get_pretrained_cfg(model)
         if config is not None and config.fixed_input_size:
             return default_size(name)
+    elif model in DETECTORS:
+        return default_size(name)
     side = _SMALL_EXCEPTIONS.get(name, _SMALL)
     return 3, side, side

@@ -109,18 +109,13 @@ class Task:
         seed: int,
     ) -> ScoringContext:
         """What a criterion is given: the network on the scoring device, and its batches there."""
-        if self.raw is None and graph.calls:
-            raise ScoringError(
-                f"{type(wide).__name__} was captured in parts and cannot be scored on noise: pass "
-                "data, and step_fn(model, batch) -> loss"
-            )
         own = next(wide.parameters()).device
         if device is None:
             device = "cuda" if own.type == "cpu" and torch.cuda.is_available() else own
         network = wide if torch.device(device) == own else detached_copy(wide).to(device)
         batches: Sequence[Batch]
         if self.raw is None:
-            batches = _Noise(lambda: as_batches(_noise(graph, seed), 1, network=network))
+            batches = _Noise(lambda: as_batches(_noise(network, graph, seed), 1, network=network))
         else:
             batches = self.batches(network)
         return ScoringContext(
@@ -153,8 +148,13 @@ class _Noise(Sequence[Batch]):
         return self._made[index]
 
 
-def _noise(graph: ChannelGraph, seed: int) -> tuple[Any, Tensor]:
+def _noise(network: nn.Module, graph: ChannelGraph, seed: int) -> tuple[Any, Tensor]:
     """Noise in the shape of the inputs, and labels in the shape of the first output."""
+    if graph.calls:
+        raise ScoringError(
+            f"{type(network).__name__} was captured in parts and cannot be scored on noise: pass "
+            "data, and step_fn(model, batch) -> loss"
+        )
     out = next(v for v in tree_leaves(graph.values["output"]) if hasattr(v, "vectors"))
     classes, *dense = out.shape[1:] or (2,)
     first = next(t for t in tree_leaves(graph.inputs) if isinstance(t, Tensor))

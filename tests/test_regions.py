@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchvision.ops import nms, roi_align
 
 import lwdna
+from benchmarks.detectors import DETECTORS, pictures
+from benchmarks.detectors import detector as build_detector
 from lwdna.fx_passes import region_follow, verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
@@ -316,6 +317,11 @@ def test_criteria_that_need_one_graph_say_so() -> None:
             )
 
 
+def test_criteria_without_data_need_none_of_a_detector() -> None:
+    net = lwdna.shrink(detector(), 0.8, criterion="random", example_inputs=batch(), progress=False)
+    assert net.meta["lwdna"].after.macs <= 0.8 * net.meta["lwdna"].before.macs
+
+
 def test_noise_is_no_data_for_a_detector() -> None:
     with pytest.raises(lwdna.ScoringError, match="cannot be scored on noise"):
         lwdna.shrink(detector(), 0.8, example_inputs=batch(), progress=False)
@@ -360,45 +366,12 @@ def test_the_code_of_the_documentation_runs() -> None:
     assert dna.after.macs <= 0.7 * dna.before.macs
 
 
-FEW = {"min_size": 64, "max_size": 96}
-PROPOSALS = {
-    "rpn_pre_nms_top_n_test": 50,
-    "rpn_post_nms_top_n_test": 20,
-    "rpn_pre_nms_top_n_train": 50,
-    "rpn_post_nms_top_n_train": 20,
-    "box_batch_size_per_image": 16,
-    "box_score_thresh": 0.0,
-    "box_detections_per_img": 6,
-}
-DENSE = {"score_thresh": 0.0, "topk_candidates": 20, "detections_per_img": 10}
-NAMES = torchvision.models.list_models(module=torchvision.models.detection)
 QUICK = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
-def torchvision_detector(name: str) -> nn.Module:
+def seeded(name: str) -> nn.Module:
     torch.manual_seed(0)
-    options = dict(PROPOSALS if "rcnn" in name else DENSE)
-    options |= {} if "ssd" in name else FEW
-    model: nn.Module = torchvision.models.get_model(
-        name,
-        weights=None,
-        weights_backbone=None,
-        num_classes=2 if "keypoint" in name else 5,
-        **options,
-    )
-    return model
-
-
-def pictures(name: str) -> tuple[Any, Any]:
-    target = {
-        "boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0], [10.0, 10.0, 48.0, 44.0]]),
-        "labels": torch.tensor([1, 1]),
-    }
-    if "mask" in name:
-        target["masks"] = torch.ones(2, 64, 64, dtype=torch.uint8)
-    if "keypoint" in name:
-        target["keypoints"] = torch.rand(2, 17, 3) * 30 + 5
-    return [torch.rand(3, 64, 64), torch.rand(3, 64, 56)], [dict(target), dict(target)]
+    return build_detector(name)
 
 
 def share(graph: ChannelGraph) -> float:
@@ -413,20 +386,20 @@ def share(graph: ChannelGraph) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_torchvision_detectors_keep_all_invariants(name: str) -> None:
-    model = torchvision_detector(name)
-    data = pictures(name)
+    model = seeded(name)
+    data = pictures(name, 2)
     verify.verify(model, data)
     assert share(analyse(capture(model, data), data)) > 0.9
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+    "name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in DETECTORS]
 )
 def test_torchvision_detectors_shrink_train_and_detect(name: str) -> None:
-    model = torchvision_detector(name)
-    data = pictures(name)
+    model = seeded(name)
+    data = pictures(name, 2)
     net = lwdna.shrink(model, 0.7, data=[data], step_fn=step, widen=1.0, progress=False)
     assert type(net) is type(model)
     assert list(net.state_dict()) == list(model.state_dict())

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from benchmarks.detectors import DETECTORS, pictures
 from benchmarks.networks import default_size, small_size
 
 Shape = tuple[int, ...]
@@ -51,9 +52,12 @@ def example(
         name: ``"library:model"``.
         batch: number of samples.
         small: see :func:`shapes`.
-        device: ``"cpu"`` for standard normal values, ``"meta"`` for none.
+        device: ``"cpu"`` for standard normal values, ``"meta"`` for none. A detector always gets
+            values, with targets: what it computes depends on them.
         seed: of the values.
     """
+    if is_detector(name):
+        return pictures(name.partition(":")[2], batch, seed=seed)
     generator = torch.Generator().manual_seed(seed)
 
     def tensor(shape: Shape) -> Tensor:
@@ -61,14 +65,10 @@ def example(
             return torch.empty(batch, *shape, device=device)
         return torch.randn(batch, *shape, generator=generator)
 
-    tensors = tuple(tensor(shape) for shape in shapes(name, small=small))
-    if takes_list(name):
-        return (list(tensors[0].unbind()),)
-    return tensors
+    return tuple(tensor(shape) for shape in shapes(name, small=small))
 
 
-def takes_list(name: str) -> bool:
-    """Whether a model takes a list of images of any size: torchvision's detectors."""
+def is_detector(name: str) -> bool:
+    """Whether a model takes lists of images and targets: torchvision's detectors."""
     library, _, model = name.partition(":")
-    models = torchvision.models
-    return library == "torchvision" and model in models.list_models(module=models.detection)
+    return library == "torchvision" and model in DETECTORS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.fx import GraphModule
 
+from lwdna.fx_passes.regions import graphs
 from lwdna.graph import ChannelGraph
 
 _MACS = ("conv", "linear", "matmul")
@@ -21,7 +22,7 @@ _REASONS = 5  # of the largest are kept
 _ATTENTION = 0.01
 
 
-def figures(model: nn.Module, gm: GraphModule, graph: ChannelGraph) -> dict[str, Any]:
+def figures(model: nn.Module, gm: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
     """Size of the graph, shares in prunable groups, reasons of what is frozen.
 
     A MACs or params term counts as prunable if any of its factors belongs to a prunable group:
@@ -29,7 +30,7 @@ def figures(model: nn.Module, gm: GraphModule, graph: ChannelGraph) -> dict[str,
 
     Args:
         model: the network.
-        gm: its capture.
+        gm: its capture, as one graph or in parts.
         graph: its channel graph.
     """
     values = graph.cost_model.per_term(graph.widths)
@@ -40,7 +41,7 @@ def figures(model: nn.Module, gm: GraphModule, graph: ChannelGraph) -> dict[str,
     products = values[kinds == "matmul"].sum() / max(cost.macs, 1)
     return {
         "macs": cost.macs,
-        "nodes": len(gm.graph.nodes),
+        "nodes": sum(len(part.graph.nodes) for part in graphs(gm).values()),
         "units": graph.units,
         "groups": len(graph.groups),
         "prunable_groups": int(graph.prunable.sum()),
@@ -69,7 +70,7 @@ def _share(values: NDArray[np.int64], terms: NDArray[np.bool_], free: NDArray[np
 
 def _reasons(
     model: nn.Module,
-    gm: GraphModule,
+    gm: nn.Module,
     graph: ChannelGraph,
     frozen: Sequence[int] | NDArray[np.int64],
     values: NDArray[np.int64],
@@ -97,14 +98,9 @@ def _reasons(
     ]
 
 
-def source_line(model: nn.Module, gm: GraphModule, name: str) -> str | None:
+def source_line(model: nn.Module, gm: nn.Module, name: str) -> str | None:
     """File and line of the class of the module in whose forward a graph node was traced."""
-    node = next((n for n in gm.graph.nodes if n.name == name), None)
-    if node is None:
-        return None
-    path = node.meta.get("module")
-    if node.op == "call_module":
-        path = node.target
+    path = next((p for key, part in graphs(gm).items() for p in _paths(key, part, name)), None)
     if path is None:
         return None
     try:
@@ -114,3 +110,11 @@ def source_line(model: nn.Module, gm: GraphModule, name: str) -> str | None:
         return None
     short = re.sub(r"^.*/(?:site-packages|dist-packages)/", "", file)
     return f"{short}:{line} {type(module).__name__}"
+
+
+def _paths(region: str, part: GraphModule, name: str) -> Iterator[str]:
+    """Qualified name of the module in which the node called ``name`` was traced, if it is here."""
+    for node in part.graph.nodes:
+        inner = node.target if node.op == "call_module" else node.meta.get("module")
+        if inner is not None and name in (node.name, f"{region}.{node.name}"):
+            yield ".".join(filter(None, (region, inner)))

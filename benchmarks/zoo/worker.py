@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import GraphModule
 
 import lwdna
 from benchmarks.measure import Clock, TimeLimitError, described, peak_memory, time_limit
@@ -28,6 +27,7 @@ from benchmarks.pruners import classifiers, prune, prune_as_peer, run_error, war
 from benchmarks.zoo import oracles
 from benchmarks.zoo.inputs import example, shapes
 from benchmarks.zoo.shares import figures
+from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.state import stir, untouched
 from lwdna.graph import ChannelGraph, Copies
 
@@ -170,8 +170,11 @@ def _training_gb(name: str, graph: ChannelGraph) -> float:
 
 def _build(name: str, settings: Settings, log: Log) -> tuple[nn.Module, bool]:
     """The model, with values if it is small enough; else on the meta device."""
-    with torch.device("meta"):
-        twin, _ = build(name)
+    try:
+        with torch.device("meta"):
+            twin, _ = build(name)
+    except NotImplementedError:  # a constructor that reads the values of its tensors
+        twin = meta_twin(build(name)[0])
     params = sum(p.numel() for p in twin.parameters())
     reason = None
     if params > settings.numeric_params:
@@ -187,7 +190,7 @@ def _build(name: str, settings: Settings, log: Log) -> tuple[nn.Module, bool]:
 
 def _shrink(
     model: nn.Module, graph: ChannelGraph, images: Any, settings: Settings
-) -> tuple[GraphModule, Copies]:
+) -> tuple[nn.Module, Copies]:
     """The public entry, which leaves the model as it was."""
     with untouched(model):
         net = lwdna.shrink(
