@@ -6,6 +6,7 @@ Everything here is put back when tracing ends.
 from __future__ import annotations
 
 import builtins
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,7 @@ _FACTORY_NAMES = (
 FACTORIES = {getattr(torch, name) for name in _FACTORY_NAMES}
 _SIZE_FACTORIES = ("empty", "ones", "rand", "randn", "zeros")
 _CONVOLUTIONS = tuple(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3))
+_POOLS = ("adaptive_avg_pool1d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
 #: Functions of C++ that take numbers which a model may compute from sizes.
 _NUMBER_TAKERS = (*_CONVOLUTIONS, "narrow", "repeat_interleave", "roll", "topk")
 
@@ -89,16 +91,18 @@ def python_for_proxies(tracer: HintedTracer) -> Iterator[None]:
         (builtins, "len"): _length(),
         (builtins, "max"): _extremum(max),
         (builtins, "min"): _extremum(min),
-        (torch.utils.checkpoint, "checkpoint"): _checkpoint,
-        (torch.utils.checkpoint, "checkpoint_sequential"): _checkpoint_sequential,
         (torch.autograd.Function, "apply"): _own_backward(),
         (torch.jit.ScriptFunction, "__call__"): _scripted(),
         (torch.fx._symbolic_trace, "_wrapped_fns_to_patch"): _wrapped_of_torch(),
         **recorded_autocast(tracer),
     }
+    for name, function in _CHECKPOINTS.items():
+        original = getattr(torch.utils.checkpoint, name)
+        for holder in _holders(original, name):
+            replacements[holder, name] = function
     for name in (*_FACTORY_NAMES, *_NUMBER_TAKERS):
         replacements[torch, name] = _recorded(getattr(torch, name))
-    for name in _CONVOLUTIONS:
+    for name in (*_CONVOLUTIONS, *_POOLS):
         replacements[F, name] = _recorded(getattr(F, name))
     with ExitStack() as stack, exact_attention():
         for (owner, name), replacement in replacements.items():
@@ -145,6 +149,9 @@ def _own_backward() -> Any:
         tracer = _tracer_of((args, kwargs))
         if tracer is None:
             return run(*args, **kwargs)
+        if cls is torch.utils.checkpoint.CheckpointFunction:  # by a name that nobody knows
+            function, _preserve_rng_state, *inputs = args
+            return _checkpoint(function, *inputs)
         return tracer.call_function(cls.__name__, _Apply(cls), args, kwargs)
 
     return classmethod(apply)
@@ -222,7 +229,21 @@ def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-_CHECKPOINT_OPTIONS = ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop")
+_CHECKPOINT_OPTIONS = (
+    "context_fn",
+    "debug",
+    "determinism_check",
+    "early_stop",
+    "preserve_rng_state",
+    "respect_saved_tensors_hooks",
+    "use_reentrant",
+)
+
+
+def _holders(function: Any, name: str) -> list[Any]:
+    """The modules that have a function under its name: its own, and those that imported it."""
+    loaded = list(sys.modules.values())
+    return [m for m in loaded if getattr(m, "__dict__", {}).get(name) is function]
 
 
 def _warn_checkpoint() -> None:
@@ -235,8 +256,7 @@ def _warn_checkpoint() -> None:
 
 def _checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _warn_checkpoint()
-    options = (*_CHECKPOINT_OPTIONS, "preserve_rng_state")
-    return function(*args, **{k: v for k, v in kwargs.items() if k not in options})
+    return function(*args, **{k: v for k, v in kwargs.items() if k not in _CHECKPOINT_OPTIONS})
 
 
 def _checkpoint_sequential(functions: Any, segments: int, input: Any, **options: Any) -> Any:
@@ -246,3 +266,6 @@ def _checkpoint_sequential(functions: Any, segments: int, input: Any, **options:
     ):
         input = function(input)
     return input
+
+
+_CHECKPOINTS = {"checkpoint": _checkpoint, "checkpoint_sequential": _checkpoint_sequential}

@@ -64,6 +64,8 @@ class HintedProxy(Proxy):
             if name == "dim" and isinstance(self.hint, Tensor):
                 return value
             return _BoundMethod(self, name)
+        if name == "requires_grad":  # hints are evaluated without gradients
+            return self.tracer.gradients.required(self.node)
         if name in _INVARIANT and isinstance(self.hint, Tensor):
             return value
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})

@@ -135,7 +135,7 @@ class HintedTracer(torch.fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in reversed(named)}
         self._tensors = dict(named)
-        self._gradients = Gradients(self._tensors, self._detach)
+        self.gradients = Gradients(root, self._tensors, self._detach)
         self._watch_features(root)
         with python_for_proxies(self), torch.enable_grad(), _Recorder(self):
             try:
@@ -234,13 +234,13 @@ class HintedTracer(torch.fx.Tracer):
         if torch.is_grad_enabled() or kind in ("placeholder", "get_attr"):
             proxy = self._record(kind, target, args, kwargs, name, type_expr)
             return None if proxy.hint is None else proxy
-        free_args, free_kwargs = tree_map(self._gradients.detached, (args, kwargs))
+        free_args, free_kwargs = tree_map(self.gradients.detached, (args, kwargs))
         proxy = self._record(kind, target, free_args, free_kwargs, name, type_expr)
         if proxy.hint is None:
             return None
         if kind != "call_module" and args and has_effect(proxy.node):
             return args[0]  # an operator in place returns what it was given
-        return self._gradients.detached(proxy)
+        return self.gradients.detached(proxy)
 
     def _detach(self, value: HintedProxy) -> Any:
         return self._record("call_method", "detach", (value,), {})
@@ -259,7 +259,7 @@ class HintedTracer(torch.fx.Tracer):
         node.meta["hint"] = self._evaluate(node, kind, target, args, kwargs)
         assert is_proxy(proxy)
         proxy.hint = node.meta["hint"]  # type: ignore[attr-defined]
-        self._gradients.follow(node)
+        self.gradients.follow(node)
         return proxy
 
     def _evaluate(self, node: Node, kind: str, target: Any, args: Any, kwargs: Any) -> Any:

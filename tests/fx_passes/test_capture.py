@@ -153,6 +153,11 @@ def test_capturing_a_capture_changes_nothing() -> None:
         lambda s, x: torch.cat([x, x.new_ones(x.size(0), 1, x.shape[2], x.shape[3])], 1),
         lambda s, x: F.pad(x, (0, x.shape[3] % 3, 0, -x.shape[2] % 5)),
         lambda s, x: x[:, :, : x.shape[2] // 2, -(x.shape[3] // 2) :],
+        lambda s, x: F.avg_pool2d(x, x.size()[2:]),
+        lambda s, x: F.avg_pool2d(x, kernel_size=(x.size(2), x.shape[3] // 2)),
+        lambda s, x: F.avg_pool1d(x.flatten(2), x.shape[2:3]),
+        lambda s, x: F.adaptive_avg_pool1d(x.flatten(2), x.shape[2]),
+        lambda s, x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:], mode="bilinear"),
     ],
 )
 def test_batch_and_resolution_stay_dynamic(f: Any) -> None:

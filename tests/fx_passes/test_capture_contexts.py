@@ -1,9 +1,10 @@
-"""Capture of regions of mixed precision."""
+"""Capture of regions of mixed precision, and of checkpoints however they are reached."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as by_another_name
 
 from lwdna.errors import CaptureError
 from lwdna.fx_passes.autocast import SWITCHES
@@ -88,3 +91,45 @@ def test_a_failing_capture_leaves_no_region_open() -> None:
     with pytest.raises(CaptureError, match="values decides the control flow"):
         capture(Body(body), TOKENS)
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_imported_by_name_are_traced_through(reentrant: bool) -> None:
+    def body(s: Any, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(s.a, x, use_reentrant=reentrant)
+        return out
+
+    model = Body(body, a=nn.Linear(16, 16))
+    original = checkpoint
+    with pytest.warns(UserWarning, match="the memory of all activations"):
+        gm, prunable = checked(model)
+    assert checkpoint is original
+    assert "a.weight" in prunable
+    same_gradients(model, gm)
+
+
+def test_checkpoints_by_another_name_are_traced_through() -> None:
+    model = Body(lambda s, x: by_another_name(s.a, x, use_reentrant=True), a=nn.Linear(16, 16))
+    with pytest.warns(UserWarning, match="the memory of all activations"):
+        _, prunable = checked(model)
+    assert "a.weight" in prunable
+
+
+def test_what_is_checkpointed_only_if_it_learns_is_told_too() -> None:
+    def body(s: Any, x: Tensor) -> Tensor:
+        frozen = x.detach()
+        assert not frozen.requires_grad
+        if not x.requires_grad:
+            return s.a(x)
+        out: Tensor = torch.utils.checkpoint.checkpoint(s.a, x, use_reentrant=False)
+        return out
+
+    model = Body(body, a=nn.Linear(16, 16))
+    with pytest.warns(UserWarning, match="the memory of all activations"):
+        gm, _ = checked(model)
+    same_gradients(model, gm)
+    for p in model.stem.parameters():
+        p.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        capture(model, TOKENS)
