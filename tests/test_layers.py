@@ -41,6 +41,8 @@ FORBIDDEN = {
     "lwdna.fx_passes.rules": (
         "lwdna.fx_passes.capture",
         "lwdna.fx_passes.analyse",
+        "lwdna.fx_passes.channel_interpreter",
+        "lwdna.fx_passes.channel_mode",
         "lwdna.fx_passes.resize",
         "lwdna.fx_passes.literals",
     ),

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from lwdna.channels import Ids, Products, Slot
 from lwdna.choices import resolve
-from lwdna.fx_passes.analyse import ChannelInterpreter, ChannelMode
+from lwdna.fx_passes.channel_interpreter import ChannelInterpreter
+from lwdna.fx_passes.channel_mode import ChannelMode
 from lwdna.fx_passes.module import detached_copy
 from lwdna.fx_passes.outputs import freed, freeze_outputs
 from lwdna.fx_passes.patches import exact_attention

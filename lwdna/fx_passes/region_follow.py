@@ -23,7 +23,9 @@ from torch.utils._pytree import tree_map_only
 from lwdna.channels import Policy, Vector, Vectors
 from lwdna.cost import Term
 from lwdna.errors import AnalysisError
-from lwdna.fx_passes.analyse import ChannelInterpreter, ChannelMode, close_graph, watch_relus
+from lwdna.fx_passes.analyse import close_graph, watch_relus
+from lwdna.fx_passes.channel_interpreter import ChannelInterpreter
+from lwdna.fx_passes.channel_mode import ChannelMode
 from lwdna.fx_passes.module import detached_copy, meta_twin, to_meta
 from lwdna.fx_passes.outputs import Outputs, freeze_outputs
 from lwdna.fx_passes.region_watch import run_in_both_modes

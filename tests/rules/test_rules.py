@@ -13,8 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from lwdna.errors import LwdnaError
-from lwdna.fx_passes import analyse as analyse_module
-from lwdna.fx_passes import verify
+from lwdna.fx_passes import channel_mode, verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
@@ -86,7 +85,7 @@ def test_the_operator_meets_its_rule_in_the_analysis(
         return found
 
     _, x, gm, _ = prepared(sample)
-    monkeypatch.setattr(analyse_module, "rule_for", noting)
+    monkeypatch.setattr(channel_mode, "rule_for", noting)
     analyse(gm, x, policy=sample.policy)
     assert set(sample.ops.split()) <= met
 
