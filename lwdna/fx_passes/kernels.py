@@ -7,7 +7,7 @@ time step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -16,41 +16,96 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lwdna.fx_passes.layouts import Layout, Pattern, convolved, is_parametric
 from lwdna.fx_passes.trees import tree_leaves
-
-#: Shape, strides, dtype of a result.
-_Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 class MetaKernels:
-    """Runs operators, and remembers the layouts that functional ones return on meta tensors.
+    """Runs operators, and knows the layouts that most of them return on meta tensors.
+
+    A layout follows by formula (convolutions), is that of a call which differed in the names of
+    sizes only (pointwise operators, norms, products), or that of the same call (whatever else
+    returns new tensors); see :mod:`lwdna.fx_passes.layouts`.
 
     Made for one pass: what a layout depends on besides the arguments (the default dtype) must not
     change while it lives.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, tuple[bool, list[_Layout]]] = {}
+        self._known: dict[Any, tuple[bool, list[Layout]]] = {}
+        self._named: dict[Any, tuple[bool, Any]] = {}
 
     def __call__(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """``func(*args, **kwargs)``: new tensors, whether its layout was remembered or not."""
-        if not _is_functional(func):
+        """``func(*args, **kwargs)``: new tensors, whether its layout was known or not."""
+        functional = _is_functional(func)
+        if is_parametric(func) and (functional or _is_in_place(func)):
+            try:
+                pattern = Pattern(func, args, kwargs)
+            except TypeError:  # an argument that is no plain value, or a tensor of other strides
+                pass
+            else:
+                return self._by_pattern(pattern, func, args, kwargs)
+        if not functional:
             return func(*args, **kwargs)
+        layout = convolved(func, args, kwargs)
+        if layout is not None:
+            return _made(True, [layout])
+        return self._by_call(func, args, kwargs)
+
+    def _by_pattern(
+        self, pattern: Pattern, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        known = self._named.get(pattern.key)
+        if known is not None:
+            lone, named = known
+            return args[0] if named is None else _made(lone, pattern.layouts(named))
+        before = _layout(args[0]) if isinstance(args[0], Tensor) else None
+        result = func(*args, **kwargs)
+        lone = isinstance(result, Tensor)
+        if result is args[0]:
+            if _layout(result) == before and not _is_functional(func):
+                self._named[pattern.key] = (lone, None)
+        else:
+            named = pattern.named(_new_tensors(result, args, kwargs))
+            if named is not None:
+                self._named[pattern.key] = (lone, named)
+        return result
+
+    def _by_call(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
             key = (func, _signature(args), _signature(tuple(kwargs.items())))
             known = self._known.get(key)
         except TypeError:  # an argument that is no plain value
             return func(*args, **kwargs)
-        if known is None:
-            result = func(*args, **kwargs)
-            tensors = [result] if isinstance(result, Tensor) else result
-            if all(t.is_meta for t in tensors) and not _share(tensors, (args, kwargs)):
-                layouts = [(tuple(t.shape), t.stride(), t.dtype) for t in tensors]
-                self._known[key] = (isinstance(result, Tensor), layouts)
-            return result
-        lone, layouts = known
-        new = [torch.empty_strided(n, s, dtype=d, device="meta") for n, s, d in layouts]
-        return new[0] if lone else tuple(new)
+        if known is not None:
+            return _made(*known)
+        result = func(*args, **kwargs)
+        tensors = _new_tensors(result, args, kwargs)
+        if tensors:
+            self._known[key] = (isinstance(result, Tensor), [_layout(t) for t in tensors])
+        return result
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _made(lone: bool, layouts: list[Layout]) -> Any:
+    new = [torch.empty_strided(n, s, dtype=d, device="meta") for n, s, d in layouts]
+    return new[0] if lone else tuple(new)
+
+
+def _new_tensors(result: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """What a functional operator returned; nothing if that is an argument after all.
+
+    Dropout in evaluation mode returns what it was given.
+    """
+    tensors = [result] if isinstance(result, Tensor) else list(result)
+    given = {
+        t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+    }
+    new = all(t.is_meta and t.untyped_storage()._cdata not in given for t in tensors)
+    return tensors if new else []
 
 
 @cache
@@ -65,10 +120,18 @@ def _is_functional(func: OpOverload) -> bool:
     )
 
 
-def _share(results: Iterable[Tensor], arguments: Any) -> bool:
-    """Whether a result is an argument after all, as dropout's is in evaluation mode."""
-    given = {t.untyped_storage()._cdata for t in tree_leaves(arguments) if isinstance(t, Tensor)}
-    return any(t.untyped_storage()._cdata in given for t in results)
+@cache
+def _is_in_place(func: OpOverload) -> bool:
+    """Whether an operator writes to its first argument only, and returns it."""
+    first, *rest = func._schema.arguments
+    returns = func._schema.returns
+    return (
+        bool(first.alias_info and first.alias_info.is_write)
+        and not any(a.alias_info for a in rest)
+        and len(returns) == 1
+        and bool(returns[0].alias_info)
+        and torch.Tag.inplace_view not in func.tags
+    )
 
 
 def _signature(value: Any) -> Any:

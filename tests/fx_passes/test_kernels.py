@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.analyse import single_batch
 from lwdna.fx_passes.kernels import MetaKernels, MetaMode
-from lwdna.fx_passes.module import meta_twin
+from lwdna.fx_passes.module import meta_twin, to_meta
 from lwdna.inputs import as_arguments
 from tests.rules.samples import SAMPLES, Sample
 
@@ -29,9 +29,9 @@ def layouts(tree: Any) -> list[Any]:
 class Compared(TorchDispatchMode):
     """Runs every operator directly and, twice, through one :class:`MetaKernels`."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: MetaKernels) -> None:
         super().__init__()
-        self.kernels = MetaKernels()
+        self.kernels = kernels
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -46,12 +46,70 @@ class Compared(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.fixture(scope="module")
+def shared() -> MetaKernels:
+    """One memory for all samples, which differ in sizes."""
+    return MetaKernels()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("sample", SAMPLES, ids=[s.id for s in SAMPLES])
-def test_remembered_results_have_the_layouts_of_executed_ones(sample: Sample) -> None:
-    twin = meta_twin(sample.net()).eval()
-    inputs = single_batch(as_arguments(twin, sample.inputs()))
-    with torch.inference_mode(), torch.device("meta"), Compared():
-        twin(*inputs)
+def test_known_results_have_the_layouts_of_executed_ones(
+    sample: Sample, training: bool, shared: MetaKernels
+) -> None:
+    twin = meta_twin(sample.net()).train(training)
+    inputs = as_arguments(twin, sample.inputs())
+    with torch.inference_mode(), torch.device("meta"), Compared(shared):
+        twin(*(to_meta(inputs) if training else single_batch(inputs)))
+
+
+CONVOLUTIONS = [
+    ("conv2d", (2, 6, 9, 8), (4, 3, 3, 2), {"stride": 2, "padding": (1, 0), "groups": 2}),
+    ("conv2d", (1, 6, 1, 1), (4, 6, 1, 1), {}),
+    ("conv2d", (3, 6, 7, 7), (6, 1, 3, 3), {"groups": 6, "dilation": 2, "padding": 2}),
+    ("conv1d", (2, 4, 9), (8, 4, 4), {"stride": 3}),
+    ("conv3d", (2, 4, 5, 6, 7), (8, 2, 3, 1, 2), {"groups": 2, "padding": (1, 0, 2)}),
+    ("conv2d", (6, 9, 8), (4, 6, 3, 2), {}),  # no batch
+]
+
+
+@pytest.mark.parametrize("name, size, weight, options", CONVOLUTIONS)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_have_the_layouts_of_executed_ones(
+    name: str, size: Any, weight: Any, options: Any, format: Any
+) -> None:
+    x, w = torch.empty(size, device="meta"), torch.empty(weight, device="meta")
+    if format is torch.channels_last and x.dim() == w.dim() == 4:
+        x = x.contiguous(memory_format=format)
+    bias = torch.empty(weight[0], device="meta")
+    for given in (None, bias):
+        with Compared(MetaKernels()):
+            getattr(torch, name)(x, w, given, **options)
+
+
+@pytest.mark.parametrize(
+    "weight, bias",
+    [((4, 5, 1, 1), (4,)), ((4, 6, 9, 9), (4,))],
+    ids=["channels", "kernel"],
+)
+def test_what_does_not_fit_still_fails(weight: Any, bias: Any) -> None:
+    x, w, b = (torch.empty(n, device="meta") for n in ((2, 6, 8, 8), weight, bias))
+    with pytest.raises(RuntimeError), MetaMode():
+        torch.conv2d(x, w, b)
+    with pytest.raises(RuntimeError), MetaMode():
+        for other in (x, x[:, :4].contiguous()):  # the second is no call of the first's pattern
+            x.add_(other)
+
+
+def test_what_is_written_in_place_is_returned_itself() -> None:
+    kernels = MetaKernels()
+    for size in (4, 7):
+        x = torch.empty(2, size, device="meta")
+        assert kernels(aten.hardswish_.default, (x,), {}) is x
+        assert kernels(aten.add_.Tensor, (x, torch.empty(1, size, device="meta")), {}) is x
+        # A result that is no float is refused in every call, not in the first one only.
+        with pytest.raises(RuntimeError):
+            kernels(aten.add_.Tensor, (x.to(torch.int64), x), {})
 
 
 @pytest.fixture
