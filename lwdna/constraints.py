@@ -25,8 +25,8 @@ class Floors:
 
     Attributes:
         fraction: of the group's current (widened) width.
-        absolute: number of units (channels that move as one count once). Groups that cannot have
-            as many keep all that they may have.
+        absolute: number of units (channels that move as one count once). Groups with fewer, before
+            widening or by a cap, keep those: three heads may stay three.
         classifier: takes the place of ``fraction`` for groups that feed the classifier.
         overrides: ``fnmatch`` pattern of group names -> the floor of the matching groups, in place
             of all the above: a float is a fraction of the widened width, an int a number of units.

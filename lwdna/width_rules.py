@@ -174,7 +174,8 @@ def _floors(
         g, own = group.index, overrides[group.index]
         if own is None:
             fraction = floors.classifier if group.feeds_classifier else floors.fraction
-            least[g] = max(portion(fraction, group.width), min(floors.absolute, caps[g]), 1)
+            absolute = min(floors.absolute, caps[g], graph.baseline_widths[g])
+            least[g] = max(portion(fraction, group.width), int(absolute), 1)
         elif isinstance(own, float):
             least[g] = max(portion(own, group.width), 1)
         else:

@@ -42,6 +42,8 @@ def test_floors_by_hand() -> None:
     assert least(toy(100), Floors(0.29, 1)) == [1, 29, 1]  # not 28, as floats have it
     assert least(toy(5), Floors(0, 8)) == [1, 5, 1]  # never above the width
     assert least(toy(5), Floors(0, 1, 0)) == [1, 1, 1]
+    # Widening does not turn the absolute floor into a demand to grow: two heads may stay two.
+    assert least(widened(toy(2, 3, 9), 4), Floors(0)) == [1, 2, 3, 4, 1]
 
 
 def test_overrides_by_hand() -> None:

@@ -89,7 +89,7 @@ def allowed(graph: ChannelGraph, constraints: Constraints, g: int) -> list[int]:
     own = value(dict(floors.overrides), None)
     if own is None:
         share = floors.classifier if group.feeds_classifier else floors.fraction
-        floor = max(int(Decimal(str(share)) * group.width), min(floors.absolute, cap))
+        floor = max(int(Decimal(str(share)) * group.width), min(floors.absolute, cap, baseline))
     else:
         floor = own if isinstance(own, int) else int(Decimal(str(own)) * group.width)
     divisor = value(constraints.divisor, 1)

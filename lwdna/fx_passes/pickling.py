@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from pkgutil import resolve_name
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch._ops import OpOverload, OpOverloadPacket
@@ -26,10 +26,26 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, (OpOverload, OpOverloadPacket)):
             return resolve_name, (f"torch.ops:{value}",)
-        if not isinstance(value, BuiltinFunctionType) or value.__module__ in ("_operator", "math"):
+        local = isinstance(value, FunctionType) and "<locals>" in value.__qualname__
+        if not local and (
+            not isinstance(value, BuiltinFunctionType) or value.__module__ in ("_operator", "math")
+        ):
             return NotImplemented
         name = _get_qualified_name(value)
-        return resolve_name, (name if "." in name else f"builtins.{name}",)
+        name = name if "." in name else f"builtins.{name}"
+        if local and not _finds(name, value):  # F.max_pool2d is a local one under a public name
+            raise pickle.PicklingError(
+                f"the network calls {name}, which no import can find: define it at the top level "
+                "of a module"
+            )
+        return resolve_name, (name,)
+
+
+def _finds(name: str, function: FunctionType) -> bool:
+    try:
+        return resolve_name(name) is function
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 class _Unpickler(pickle.Unpickler):

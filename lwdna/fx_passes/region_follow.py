@@ -263,7 +263,7 @@ def _unseen(mode: CrossingMode, failed: Mapping[str, str]) -> tuple[str, str] | 
         return f"unknown in {name} mode, in which the example inputs do not run: {why}", "forward"
     for name, p in mode.twin.named_parameters():
         if not mode.knows(p):
-            return "the example inputs do not reach all parameters, of which one is at", name
+            return "the example inputs do not reach all parameters; one is not reached", name
     return None
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter
 
+import lwdna
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.module import detached_copy, meta_twin, tree_of
 
@@ -134,3 +135,42 @@ def test_a_pickled_network_follows_its_mode() -> None:
             torch.manual_seed(0)
             outputs.append(network(x))
         assert torch.equal(*outputs)
+
+
+class _Written(nn.Module):
+    """Assigns to items and to views in place, rounds sizes, calls operators and methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.unused = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.conv(x)
+        view = x[:, :4]
+        view += 1.0
+        x[:, 4:8] = 0.5
+        height = math.ceil(x.shape[2] / 3)
+        pooled = F.max_pool2d(x[:, :, :height], 2)
+        return {"pooled": torch.ops.aten.relu(pooled), "tanh": torch.ops.aten.tanh.default(x)}
+
+
+def test_pickling_keeps_every_node() -> None:
+    x, gm = torch.randn(2, 3, 9, 9), lwdna.capture(_Written(), torch.randn(2, 3, 9, 9))
+    again = pickle.loads(pickle.dumps(gm))
+    assert type(again).__mro__[1] is type(gm).__mro__[1]
+    assert again.code == gm.code and again.meta.keys() == gm.meta.keys()
+    assert [n.meta for n in again.graph.nodes] == [n.meta for n in gm.graph.nodes]
+    assert list(again.state_dict()) == list(gm.state_dict())
+    expected = gm(x)
+    for key, value in again(x).items():
+        assert torch.equal(value, expected[key])
+    assert lwdna.verify(again, x)
+
+
+def test_pickling_a_local_function_is_refused() -> None:
+    gm = lwdna.capture(nn.Sequential(nn.Linear(3, 4)), torch.randn(2, 3))
+    node = next(n for n in gm.graph.nodes if n.op == "output")
+    with gm.graph.inserting_before(node):
+        gm.graph.call_function(lambda: None, ())
+    with pytest.raises(pickle.PicklingError, match="at the top level"):
+        pickle.dumps(gm)
