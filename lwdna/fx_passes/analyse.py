@@ -142,7 +142,8 @@ def watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]
 
     def hook(module: nn.Module) -> Callable[..., None]:
         def note(_m: nn.Module, _args: Any, out: Tensor) -> None:
-            last[id(module)] = mode.channels(out)
+            if mode.counting:
+                last[id(module)] = mode.channels(out)
 
         return note
 

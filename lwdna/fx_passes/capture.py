@@ -14,9 +14,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
+from lwdna.fx_passes.conditional import LONE
 from lwdna.fx_passes.interface import describe
 from lwdna.fx_passes.kernels import MetaMode
-from lwdna.fx_passes.modes import CONSTANT, Alignment, align, has_effect, innermost, merge, obstacle
+from lwdna.fx_passes.modes import CONSTANT, Alignment, align, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
     CONSTANTS,
     FUNCTIONS,
@@ -26,6 +27,7 @@ from lwdna.fx_passes.module import (
     meta_twin,
     skeleton,
 )
+from lwdna.fx_passes.proxy import has_effect
 from lwdna.fx_passes.region_capture import capture_regions
 from lwdna.fx_passes.regions import CAPTURED, is_captured
 from lwdna.fx_passes.tracer import HintedTracer
@@ -46,6 +48,10 @@ def capture(model: nn.Module, example_inputs: Any) -> nn.Module:
     Module calls stay module calls down to torch.nn; parameter names and state_dict keys are the
     model's; batch size, and resolution where the model allows it, stay dynamic. What depends on
     ``module.training`` follows ``module.training``.
+
+    What one mode alone needs (an auxiliary head) runs in that mode alone, and is not counted among
+    the MACs, which are those of evaluation. The example is traced in both modes, so it must be an
+    input that training accepts too; afterwards evaluation takes what it took in the model.
 
     Args:
         model: any ``nn.Module``; it is not changed, and nothing is shared with the result.
@@ -169,9 +175,10 @@ def _mode_leaves(evaluated: _Trace, trained: _Trace, alignment: Alignment) -> se
     if not place:
         raise CaptureError(
             f"{type(evaluated.twin).__name__}.forward has a different structure in training and "
-            f"in evaluation mode, and {node.format_node()} runs in one of them only: {why}. Move "
-            "the part that exists in one mode only into a module of its own, or build the model "
-            "without it (e.g. aux_logits=False)."
+            f"in evaluation mode, and {node.format_node()} runs in one of them only: {why}. Let "
+            "both modes return values of the same kinds, move the part that exists in one mode "
+            "only into a module of its own, or build the model without it (e.g. "
+            "aux_logits=False, patch_drop_rate=0)."
         )
     return {place}
 
@@ -196,7 +203,7 @@ def _emit(model: nn.Module, trace: _Trace) -> GraphModule:
     if FUNCTIONS in trace.twin._modules:
         root._modules[FUNCTIONS] = trace.twin._modules[FUNCTIONS]
     for node in graph.nodes:
-        node.meta = {"module": node.meta.get("module", "")}
+        node.meta = {key: node.meta[key] for key in ("module", LONE) if key in node.meta}
         if isinstance(node.type, str):  # a postponed annotation, which torch 2.11 cannot pickle
             node.type = None
     graph.lint()

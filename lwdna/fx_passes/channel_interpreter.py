@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from lwdna.channels import Slot
 from lwdna.fx_passes import modules
 from lwdna.fx_passes.channel_mode import ChannelMode
-from lwdna.fx_passes.modes import alternatives
+from lwdna.fx_passes.conditional import alternatives, conditions
 from lwdna.fx_passes.outputs import REASON
 from lwdna.fx_passes.regions import tensors_in
 from lwdna.fx_passes.rules import OpCall
@@ -35,11 +35,14 @@ class ChannelInterpreter(torch.fx.Interpreter):
         super().__init__(root, graph=graph)
         self.mode, self.prefix = mode, prefix
         self.values: dict[str, Any] = {}
+        self._trained = {n for n, under in conditions(graph).items() if under.training}
 
     def run_node(self, n: Node) -> Any:
         """Run one node and record shapes and vectors of its result."""
         self.mode.node = self.prefix + n.name
+        self.mode.counting = n not in self._trained
         result = super().run_node(n)
+        self.mode.counting = True
         if n.op == "placeholder":
             for x in tensors_in(result):
                 self._open_input(x)

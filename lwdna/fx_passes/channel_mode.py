@@ -34,6 +34,7 @@ class ChannelMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.space = ChannelSpace()
         self.node = ""
+        self.counting = True  # whether what runs now runs in evaluation
         self.terms: list[Term] = []
         self.facts: dict[str, dict[str, Vector]] = {}
         self.roles: dict[str, WeightRole] = {}
@@ -94,6 +95,8 @@ class ChannelMode(TorchDispatchMode):
 
     def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None:
         """Record a cost term of the current node."""
+        if not self.counting:
+            return
         self.terms.append(
             Term(kind, coefficient, tuple(v for v in vectors if v is not None), self.node)
         )

@@ -2,7 +2,8 @@
 
 The graphs of both modes are aligned node by node. Where an argument differs, the merged graph
 takes it by ``module.training``; what one mode alone computes stands in the graph beside the rest,
-and its result is not chosen in the other mode.
+and its result is not chosen in the other mode, where it does not run
+(:mod:`lwdna.fx_passes.conditional`).
 """
 
 from __future__ import annotations
@@ -18,28 +19,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from lwdna.fx_passes.autocast import SWITCHES
+from lwdna.fx_passes.conditional import LONE
 from lwdna.fx_passes.module import FUNCTIONS
-from lwdna.fx_passes.proxy import IN_PLACE
+from lwdna.fx_passes.proxy import has_effect
 
 #: Prefix of the names under which torch.fx stores tensors made while tracing.
 CONSTANT = "_tensor_constant"
-
-
-def has_effect(node: Node) -> bool:
-    """Whether a node does something besides returning a value."""
-    if node.op == "call_method":
-        method = str(node.target)
-        return method.endswith("_") and not method.endswith("__")
-    if node.op != "call_function":
-        return node.is_impure()
-    name = getattr(node.target, "__name__", "")
-    return (
-        node.is_impure()
-        or name in IN_PLACE
-        or (name.endswith("_") and not name.endswith("__"))
-        or bool(node.kwargs.get("inplace"))
-        or "out" in node.kwargs
-    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,9 @@ def innermost(node: Node, entered: set[str]) -> str:
 def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] | None:
     """A node of one mode that cannot run in the other mode too, and why.
 
-    What is merged runs in both modes, so it must leave alone what the other mode sees.
+    What is merged is followed by one run of the graph, so it must run on what the other mode
+    computes, and leave alone what the other mode sees. Kinds of values are compared, not shapes:
+    what fails on the other mode's shapes is refused by the analysis.
 
     Args:
         twins: the modules that were traced, (in evaluation, in training).
@@ -120,8 +107,13 @@ def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] |
                 return node, "it changes a tensor in place that is seen in both modes"
     partner = {**dict(alignment.pairs), **{b: a for a, b in alignment.pairs}}
     for node in alignment.lone:
-        if any(_kind(n) != _kind(partner.get(n, n)) for n in node.all_input_nodes):
-            return node, "it needs a value that the other mode does not compute"
+        for n in node.all_input_nodes:
+            kinds = _kind(n), _kind(partner.get(n, n))
+            if kinds[0] != kinds[1]:
+                return node, (
+                    f"it needs {n.format_node()}, which is a {kinds[0]} in that mode and "
+                    f"a {kinds[1]} in the other"
+                )
     for node in alignment.evaluated:
         if node.op == "call_module" and any(True for _ in _module(twins[0], node).buffers()):
             return node, "it would update its buffers in training mode"
@@ -132,8 +124,8 @@ def _module(root: nn.Module, node: Node) -> nn.Module:
     return root.get_submodule(str(node.target))
 
 
-def _kind(node: Node) -> type:
-    return type(node.meta.get("hint"))
+def _kind(node: Node) -> str:
+    return type(node.meta.get("hint")).__name__
 
 
 def _storages(node: Node) -> Iterator[int]:
@@ -164,6 +156,8 @@ def merge(evaluated: Graph, trained: Graph, alignment: Alignment, twins: tuple[A
             that were made on the way.
     """
     partner = {b: a for a, b in alignment.pairs}
+    for node in alignment.lone:
+        node.meta[LONE] = True
     known: dict[Node, Node] = {}
     choices = _Choices(evaluated)
     anchor = next(iter(evaluated.nodes))
@@ -243,13 +237,3 @@ class _Choices:
         if path not in self._flags:
             self._flags[path] = self.graph.get_attr(f"{path}.training" if path else "training")
         return self._flags[path]
-
-
-def alternatives(node: Node) -> tuple[Any, Any] | None:
-    """(in evaluation, in training) of a node that chooses by mode; None for any other node."""
-    if node.target is not operator.getitem or not isinstance(node.args[0], tuple):
-        return None
-    pair, flag = node.args[0], node.args[1]
-    if isinstance(flag, Node) and str(flag.target).rpartition(".")[2] == "training":
-        return pair[0], pair[1]
-    return None

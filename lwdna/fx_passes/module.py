@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.fx.graph import PythonCode
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import UnsupportedModelError
+from lwdna.fx_passes.conditional import conditional
 from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.pickling import packed, unpacked
 from lwdna.fx_passes.regions import graphs
@@ -207,6 +210,11 @@ class CapturedModule(GraphModule):
     Parameters that the graph does not use and second names of shared ones stay in the state_dict,
     in a deepcopy, too.
     """
+
+    def recompile(self) -> PythonCode:
+        """Generate the code anew: what one mode alone needs runs in that mode alone."""
+        with self.graph.on_generate_code(lambda _: partial(conditional, self.graph)):
+            return super().recompile()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         root = copy.deepcopy(tree_of(self), memo)

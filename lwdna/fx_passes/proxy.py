@@ -168,6 +168,23 @@ for _name in IN_PLACE:
     setattr(HintedProxy, f"__{_name}__", _in_place(_name))
 
 
+def has_effect(node: Node) -> bool:
+    """Whether a node does something besides returning a value."""
+    if node.op == "call_method":
+        method = str(node.target)
+        return method.endswith("_") and not method.endswith("__")
+    if node.op != "call_function":
+        return node.is_impure()
+    name = getattr(node.target, "__name__", "")
+    return (
+        node.is_impure()
+        or name in IN_PLACE
+        or (name.endswith("_") and not name.endswith("__"))
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
+
+
 class _BoundMethod:
     """A method of a hinted value, recorded when called."""
 

@@ -21,11 +21,10 @@ from lwdna.fx_passes.gradients import Gradients
 from lwdna.fx_passes.hints import Evaluation, to_meta
 from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
-from lwdna.fx_passes.modes import has_effect
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
-from lwdna.fx_passes.proxy import HintedProxy, is_proxy, source_line
+from lwdna.fx_passes.proxy import HintedProxy, has_effect, is_proxy, source_line
 from lwdna.fx_passes.trees import tree_leaves, tree_map
 
 #: Modules of torch.nn that are traced through, down to the layers they are made of.
