@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from lwdna.fx_passes.tracer import HintedTracer
 
 
-_INVARIANT = ("ndim", "is_cuda", "is_meta", "is_quantized", "is_sparse", "layout", "names")
+_INVARIANT = ("ndim", "is_cuda", "is_quantized", "is_sparse", "layout", "names")
 
 
 _OPAQUE = object()
 _SIZES = (int, float, tuple)
+_DEVICE_TYPE = "cpu"
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 _NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
@@ -64,11 +65,17 @@ class HintedProxy(Proxy):
             if name == "dim" and isinstance(self.hint, Tensor):
                 return value
             return _BoundMethod(self, name)
+        if name == "is_meta":
+            return False
         if name == "requires_grad":  # hints are evaluated without gradients
             return self.tracer.gradients.required(self.node)
         if name in _INVARIANT and isinstance(self.hint, Tensor):
             return value
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        found = self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "type" and isinstance(self.hint, torch.device):
+            # Models leave regions out on the meta device, where hints are; networks run elsewhere.
+            found.hint = found.node.meta["hint"] = _DEVICE_TYPE
+        return found
 
     def _concrete(self, what: str) -> Any:
         if isinstance(self.hint, Tensor):

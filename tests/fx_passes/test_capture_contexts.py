@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -38,6 +39,12 @@ def sensitive(s: Any, x: Tensor) -> Tensor:
         return s.a(x.float()).relu()
 
 
+def unless_on_meta(s: Any, x: Tensor) -> Tensor:
+    if x.device.type != "meta" and not x.is_meta:  # as in timm's LiteMLA
+        return sensitive(s, x)
+    return s.a(x).relu()
+
+
 def by_name(s: Any, x: Tensor) -> Tensor:
     with torch.amp.autocast("cpu", dtype=torch.bfloat16):
         y = s.a(x)
@@ -51,7 +58,7 @@ def decorated(s: Any, x: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("f", [sensitive, by_name, decorated])
+@pytest.mark.parametrize("f", [sensitive, unless_on_meta, by_name, decorated])
 def test_regions_of_mixed_precision_are_carried_over(f: Callable[..., Tensor]) -> None:
     model = Body(f, a=nn.Linear(16, 16), b=nn.Linear(16, 16)).eval()
     gm, prunable = checked(model)
@@ -133,3 +140,14 @@ def test_what_is_checkpointed_only_if_it_learns_is_told_too() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         capture(model, TOKENS)
+
+
+def test_the_exact_attention_of_a_published_network_stays_exact() -> None:
+    model = timm.create_model("efficientvit_b0", num_classes=7).eval()
+    x = torch.randn(2, 3, 64, 64)
+    gm = capture(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gm(x), model(x))
+    with torch.device("meta"):
+        again = capture(model.to("meta"), x.to("meta"))
+    assert again.code == gm.code
