@@ -93,8 +93,11 @@ def resolve(space: ChannelSpace, policy: Policy) -> None:
             continue
         if _close(space):
             continue
+        if any(_follow(space, r, policy) for r in undecided):
+            continue
         wanted = [r for r in undecided if _choice(policy, r.node) == BOTH]
-        for r in wanted or undecided[:1]:
+        first = next((r for r in undecided if _used(space, r, relied)), undecided[0])
+        for r in wanted or [first]:
             decided[id(r)] = _decide(space, r, policy, relied)
         space.multiplied += [r for r in undecided if decided.get(id(r)) == BOTH]
         undecided = [r for r in undecided if decided.get(id(r)) != BOTH]
@@ -135,7 +138,7 @@ def _decide(
     live = live_axes(space, r)
     if _choice(policy, r.node) == "auto" and _all_multiplied(space, r, live):
         return BOTH
-    in_use = _in_use(space, r, live, relied) if policy == "auto" else live
+    in_use = (_used(space, r, relied) if policy == "auto" else ()) or live
     chosen = choose_axis(policy, r.node, r.sizes, in_use)
     if chosen != BOTH:
         for k in live:
@@ -144,12 +147,28 @@ def _decide(
     return chosen
 
 
-def _in_use(
-    space: ChannelSpace, r: Rectangle, live: tuple[int, ...], relied: list[Ids]
-) -> tuple[int, ...]:
-    """The axes that settled rectangles rely on, if any; freezing one undoes them."""
+def _follow(space: ChannelSpace, r: Rectangle, policy: Policy) -> bool:
+    """Freeze the axes along which a rectangle is one unit already; whether there was one.
+
+    Such an axis could change only if all of the rectangle became one unit: the keys' heads were
+    repeated, and the choice of them has tied the values' repeated heads as well.
+    """
+    if _choice(policy, r.node) != "auto":
+        return False
+    grid, live = space.find(r.whole).reshape(r.sizes), live_axes(space, r)
+    tied = [k for k in live if r.sizes[k] > 1 and (np.diff(grid, axis=k) == 0).all()]
+    if len(tied) == len(live):
+        return False
+    for k in tied:
+        space.freeze(r.axes[k], f"choice point: one unit along axis {k} of {r.sizes}", r.node)
+    return bool(tied)
+
+
+def _used(space: ChannelSpace, r: Rectangle, relied: list[Ids]) -> tuple[int, ...]:
+    """The axes that settled rectangles rely on; freezing one undoes them."""
     used = set(space.find(np.concatenate(relied)).tolist()) if relied else set()
-    return tuple(k for k in live if used.intersection(space.find(r.axes[k]).tolist())) or live
+    live = live_axes(space, r)
+    return tuple(k for k in live if used.intersection(space.find(r.axes[k]).tolist()))
 
 
 def _all_multiplied(space: ChannelSpace, r: Rectangle, live: tuple[int, ...]) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lwdna
 from tests.quality import Expected, Net, check, image, param, sequence
 
 Linear = nn.Linear
@@ -281,3 +282,55 @@ def test_heads_are_one_axis_and_their_width_the_other(case: str, policy: str) ->
     torch.manual_seed(0)
     x = image() if case in ("windows", "block") else sequence()
     check(build(), x, outer if policy == "outer" else inner, policy)
+
+
+@pytest.mark.parametrize("how", ["repeat_interleave", "expand"])
+def test_grouped_queries_written_out_keep_their_heads_apart(how: str) -> None:
+    class Grouped(nn.Module):
+        """8 heads of queries, 2 of keys and values, each repeated 4 times."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(32, 64), nn.Linear(32, 16), nn.Linear(32, 16)
+            self.o = nn.Linear(64, 5)
+
+        def _repeated(self, x: Tensor) -> Tensor:
+            if how == "repeat_interleave":
+                return x.repeat_interleave(4, 1)
+            return x[:, :, None].expand(-1, -1, 4, -1, -1).reshape(x.shape[0], 8, -1, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                y.view(*x.shape[:2], -1, 8).transpose(1, 2)
+                for y in (self.q(x), self.k(x), self.v(x))
+            )
+            a = (q @ self._repeated(k).transpose(-1, -2)).softmax(-1) @ self._repeated(v)
+            return self.o(a.transpose(1, 2).flatten(2))
+
+    x = torch.randn(2, 9, 32)
+    graph = lwdna.analyse(lwdna.capture(Grouped(), x), x)
+    (heads,) = (group for group in graph.groups if group.prunable)
+    assert heads.width == 2  # a head of keys and values with its queries
+    assert {slot.name for slot, _ in heads.slots} >= {
+        "q.weight",
+        "k.weight",
+        "v.weight",
+        "o.weight",
+    }
+    assert lwdna.verify(Grouped(), x)
+
+
+def test_output_projection_of_three_dimensions_follows_both_axes() -> None:
+    class Summed(nn.Module):
+        """wo (heads, width, channels) is flattened by einsum: its first axis is no kernel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.out = nn.Linear(32, 32), nn.Linear(32, 5)
+            self.wv, self.wo = param(4, 32, 10), param(4, 10, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            v = torch.einsum("bnc,hcd->bhnd", self.stem(x), self.wv)
+            return self.out(torch.einsum("bhnd,hdc->bnc", v, self.wo))
+
+    assert lwdna.verify(Summed(), torch.randn(2, 9, 32), policy="both")

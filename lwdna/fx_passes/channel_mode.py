@@ -118,7 +118,9 @@ class ChannelMode(TorchDispatchMode):
             return
         for first, second in ((out_dim, in_dim), (in_dim, out_dim)):  # or through a transpose
             matched, other = (out, first) if out is not None else (into, second)
-            if np.array_equal(matched, own[other]):  # type: ignore[arg-type]
+            reached = own[second]
+            whole = into is None or (reached is not None and len(into) == len(reached))
+            if whole and np.array_equal(matched, own[other]):  # type: ignore[arg-type]
                 role = WeightRole(first, second, kernel, node=self.node)
                 self.roles.setdefault(name, role)
                 return
