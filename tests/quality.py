@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from lwdna.channels import Policy
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.resize import resize
 from lwdna.graph import ChannelGraph
 
 #: Name of a group -> its width and the parameter dimensions that have it, as ``described`` writes.
 Expected = Mapping[str, tuple[int, str]]
-
-
-class Net(nn.Module):
-    """Named layers and parameters, and a function of them and the input."""
-
-    def __init__(self, body: Callable[[Any, Tensor], Any], **layers: Any) -> None:
-        super().__init__()
-        self.body = body
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.body(self, x)
 
 
 def param(*shape: int) -> nn.Parameter:
@@ -68,3 +58,14 @@ def check(model: nn.Module, x: Any, expected: Expected, policy: Policy = "auto")
     assert found == dict(expected), found
     verify.verify(model, x, policy=policy)
     return graph
+
+
+def resized(gm: GraphModule, x: Any, keep: float = 0.6) -> tuple[ChannelGraph, GraphModule]:
+    """The channel graph, and the network at random widths, after what the two must agree on."""
+    graph = analyse(gm, x)
+    copies = verify.random_copies(graph, keep, np.random.default_rng(0))
+    small = resize(gm, graph, copies)
+    verify.masked_equivalence(gm, graph, copies, small, x)
+    verify.cost(graph, copies, small)
+    verify.restriction(graph, copies, small)
+    return graph, small

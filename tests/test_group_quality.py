@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
-from tests.quality import Expected, Net, check, image
+from tests.quality import Expected, check, image
+from tests.rules.samples import Net
 
 
 def conv(i: int, o: int, k: int = 1, **options: Any) -> nn.Conv2d:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lwdna
-from tests.quality import Expected, Net, check, image, param, sequence
+from tests.quality import Expected, check, image, param, sequence
+from tests.rules.samples import Net
 
 Linear = nn.Linear
 attend = F.scaled_dot_product_attention

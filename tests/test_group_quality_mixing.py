@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
-from tests.quality import Net, check, image, param, sequence
+from tests.quality import check, image, param, sequence
+from tests.rules.samples import Net
 
 Linear = nn.Linear
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.quality import Net, check, image, param
+from tests.quality import check, image, param
+from tests.rules.samples import Net
 
 
 class Standardised(nn.Conv2d):

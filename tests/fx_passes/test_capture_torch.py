@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.fx
@@ -19,7 +18,7 @@ from lwdna.fx_passes import verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.patches import exact_attention
-from lwdna.fx_passes.resize import resize
+from tests.quality import resized
 
 TOKENS = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
 
@@ -42,12 +41,7 @@ def checked(model: nn.Module, x: Tensor = TOKENS) -> tuple[GraphModule, set[str]
     """The capture and its prunable tensors, after all invariants at random widths."""
     gm = capture(model, x)
     verify.identity(model, gm, x)
-    graph = analyse(gm, x)
-    copies = verify.random_copies(graph, 0.6, np.random.default_rng(0))
-    small = resize(gm, graph, copies)
-    verify.masked_equivalence(gm, graph, copies, small, x)
-    verify.cost(graph, copies, small)
-    verify.restriction(graph, copies, small)
+    graph, _ = resized(gm, x)
     prunable = (group for group in graph.groups if group.prunable)
     return gm, {slot.name for group in prunable for slot, _ in group.slots}
 

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from lwdna.fx_passes import verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.conditional import Condition, conditions
-from lwdna.fx_passes.resize import resize
+from tests.quality import resized
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -79,12 +78,7 @@ def same_in_both_modes(model: nn.Module, gm: nn.Module) -> None:
 
 def shrunk(gm: GraphModule) -> GraphModule:
     """At random widths, after the invariants."""
-    graph = analyse(gm, X)
-    copies = verify.random_copies(graph, 0.6, np.random.default_rng(0))
-    small = resize(gm, graph, copies)
-    verify.masked_equivalence(gm, graph, copies, small, X)
-    verify.cost(graph, copies, small)
-    verify.restriction(graph, copies, small)
+    _, small = resized(gm, X)
     verify.trains(small, X)
     assert small.aux[0].out_channels < 6
     return small

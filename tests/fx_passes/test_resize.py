@@ -20,26 +20,14 @@ from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
 from lwdna.graph import ChannelGraph, Copies
+from tests.rules.samples import Net
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Of(nn.Module):
-    """``f(self, x)`` with layers by name."""
-
-    def __init__(self, f: Callable[[Any, Tensor], Any], **layers: Any) -> None:
-        super().__init__()
-        self.f = f
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.f(self, x)
-
-
 def between(f: Callable[[Any, Tensor], Tensor], out: int, into: int, **layers: Any) -> nn.Module:
     """conv a (``out`` channels) -> ``f(self, x)`` -> conv b (``into`` channels)."""
-    return Of(
+    return Net(
         lambda s, x: s.b(f(s, s.a(x))),
         a=nn.Conv2d(3, out, 1),
         b=nn.Conv2d(into, 4, 1),
@@ -351,7 +339,7 @@ def test_a_literal_without_a_repair_is_refused_until_it_has_one(
         out: Tensor = s.b(left) + s.c(right)
         return out
 
-    model = Of(body, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(5, 4, 1))
+    model = Net(body, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 4, 1), c=nn.Conv2d(5, 4, 1))
     gm, graph = analysed(model)
     copies = at_widths(graph, {"a": 2, "a#2": 4})
     with pytest.raises(ResizeError, match=r"lwdna\.rules\.repairs") as e:
@@ -441,7 +429,7 @@ def test_recurrent_modules(kind: Any, width: int) -> None:
 
     x = torch.randn(2, 7, 4)
     options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "batch_first": True}
-    model = Of(body, embed=nn.Linear(4, 6), rnn=kind(6, 5, **options), head=nn.Linear(10, 3))
+    model = Net(body, embed=nn.Linear(4, 6), rnn=kind(6, 5, **options), head=nn.Linear(10, 3))
     gm, graph = analysed(model, x)
     prunable = {g.name: g.width for g in graph.groups if g.prunable}
     assert prunable.pop("embed") == 6
@@ -616,7 +604,7 @@ def test_second_names_survive() -> None:
         out: Tensor = s.b(s.alias(x))
         return out
 
-    model = Of(body, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
+    model = Net(body, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
     model.alias = model.a
     gm, graph = analysed(model)
     assert list(resize(gm, graph, graph.keep_all()).state_dict()) == list(model.state_dict())
