@@ -19,6 +19,7 @@ from lwdna.errors import AnalysisError, LwdnaError
 from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.channel_interpreter import ChannelInterpreter
 from lwdna.fx_passes.channel_mode import ChannelMode
+from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.trees import tree_map
@@ -36,7 +37,7 @@ def single_batch(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
     def first(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return torch.empty_like(value[:1] if value.dim() else value, device="meta")
+            return meta_like(value[:1] if value.dim() else value)
         return value
 
     return tuple(tree_map(first, value) for value in arguments)

@@ -17,6 +17,7 @@ from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes.conditional import LONE
 from lwdna.fx_passes.interface import describe
 from lwdna.fx_passes.kernels import MetaMode
+from lwdna.fx_passes.mode_reads import follows_flag
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
     CONSTANTS,
@@ -139,11 +140,16 @@ def _trace(
 
 
 def _trace_modes(model: nn.Module, hints: Any) -> _Trace:
-    """Trace in both modes, and merge; what exists in one mode only is best left to a leaf."""
+    """Trace in both modes, and merge; what exists in one mode only is best left to a leaf.
+
+    A network that never asks for its mode is the same in both, and is traced once.
+    """
     leaves: frozenset[str] = frozenset()
     kernels = MetaMode()
     for _ in range(_MAX_ROUNDS):
         evaluated = _trace(model, False, hints, leaves, kernels)
+        if not evaluated.tracer.asked_mode and follows_flag(model):
+            return evaluated
         trained = _trace(model, True, hints, leaves, kernels)
         alignment = align(evaluated.graph, trained.graph)
         more = _mode_leaves(evaluated, trained, alignment)

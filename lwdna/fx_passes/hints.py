@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from lwdna.errors import CaptureError
 from lwdna.fx_passes.kernels import MetaMode
+from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.proxy import is_proxy, source_line
 from lwdna.fx_passes.trees import tree_map, tree_map_only
 
@@ -63,7 +64,7 @@ class Evaluation:
 def to_meta(value: Any) -> Any:
     """A tensor like this one on the meta device; any other value as it is."""
     if isinstance(value, Tensor) and value.device.type != "meta":
-        return torch.empty_like(value, device="meta")
+        return meta_like(value)
     return value
 
 

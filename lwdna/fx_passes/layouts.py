@@ -73,6 +73,14 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_meta and tensor.stride() == strides_of(tuple(tensor.shape))
 
 
+def meta_like(tensor: Tensor) -> Tensor:
+    """``torch.empty_like(tensor, device="meta")``, whose own kernel takes ten times as long."""
+    if tensor.layout is not torch.strided or tensor.stride() != strides_of(tuple(tensor.shape)):
+        return torch.empty_like(tensor, device="meta")
+    # torch.empty would be recorded where a model is being traced.
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
 @cache
 def is_parametric(func: OpOverload) -> bool:
     """Whether an operator's results have sizes of its tensor arguments, and no others."""

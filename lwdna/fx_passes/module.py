@@ -18,12 +18,15 @@ from torch.utils._pytree import tree_map_only
 from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.conditional import conditional
 from lwdna.fx_passes.interface import attributes
+from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.pickling import packed, unpacked
 from lwdna.fx_passes.regions import graphs
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
 FUNCTIONS = "_functions"
+#: What these add to a copy's attributes is missing in old pickles only.
+_COMPLETING = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
 _ATOMS = frozenset((bool, int, float, str, type(None)))
 
 
@@ -101,8 +104,9 @@ def _is_plain(kind: type[nn.Module]) -> bool:
         not hasattr(kind, "__deepcopy__")
         and all(
             getattr(kind, name) is getattr(nn.Module, name)
-            for name in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+            for name in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
         )
+        and kind.__setstate__ in _COMPLETING
         and not any("__slots__" in vars(base) for base in kind.__mro__)
     )
 
@@ -112,12 +116,17 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _ATOMS:
         return value
-    if kind not in (dict, OrderedDict) or id(value) in memo:
-        return copy.deepcopy(value, memo)
-    new = memo[id(value)] = kind()
-    for key, entry in value.items():
-        new[_copied(key, memo)] = _copied(entry, memo)
-    return new
+    known = memo.get(id(value), memo)
+    if known is not memo:
+        return known
+    if kind in (dict, OrderedDict):
+        new = memo[id(value)] = kind()
+        for key, entry in value.items():
+            new[_copied(key, memo)] = _copied(entry, memo)
+        return new
+    if kind in (tuple, set) and all(type(entry) in _ATOMS for entry in value):
+        return value if kind is tuple else set(value)
+    return copy.deepcopy(value, memo)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
@@ -128,12 +137,12 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 def meta_twin(module: nn.Module) -> Any:
     """Deep copy on the meta device: the same structure and code, no data."""
-    return copy_with(module, lambda t: torch.empty_like(t, device="meta"))
+    return copy_with(module, meta_like)
 
 
 def to_meta(tree: Any) -> Any:
     """The same structure with meta tensors in place of tensors."""
-    return tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), tree)
+    return tree_map_only(Tensor, meta_like, tree)
 
 
 def detached_copy(module: nn.Module) -> Any:

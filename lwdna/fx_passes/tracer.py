@@ -21,6 +21,7 @@ from lwdna.fx_passes.gradients import Gradients
 from lwdna.fx_passes.hints import Evaluation, to_meta
 from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
+from lwdna.fx_passes.mode_reads import is_own_layer, watched_mode
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
@@ -83,6 +84,7 @@ class HintedTracer(torch.fx.Tracer):
         self._placeholder_hints = hints
         self.leaves = leaves
         self.entered: set[str] = set()  # paths of the modules that were called
+        self.asked_mode = False  # whether what was traced asked for ``training``
         self.calls: dict[str, Call] = {}  # last call of each module, and of forward_features
 
     def create_args_for_root(
@@ -136,7 +138,8 @@ class HintedTracer(torch.fx.Tracer):
         self._tensors = dict(named)
         self.gradients = Gradients(root, self._tensors, self._detach)
         self._watch_features(root)
-        with python_for_proxies(self), torch.enable_grad(), _Recorder(self):
+        watched = watched_mode(self._asked)
+        with python_for_proxies(self), watched, torch.enable_grad(), _Recorder(self):
             try:
                 return super().trace(root, concrete_args)
             except LwdnaError:
@@ -171,6 +174,10 @@ class HintedTracer(torch.fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.calls[path] = Call.of(args, result)
         return result
+
+    def _asked(self, module: nn.Module) -> None:
+        if not (self.evaluation.running and is_own_layer(module)):
+            self.asked_mode = True
 
     def _watch_features(self, root: Any) -> None:
         """Note what ``forward_features`` returns, which is no module's result."""
