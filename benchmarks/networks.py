@@ -5,6 +5,8 @@ A network is named ``"library:name"``. All are built without pretrained weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torchvision
 from torch import nn
@@ -58,13 +60,14 @@ _SMALL = 96  # pixels; the reference resolution of tests
 _SMALL_EXCEPTIONS = {"torchvision:swin_t": 224, "timm:mobilevit_xxs": 128, "timm:vgg11_bn": 224}
 
 
-def build(name: str) -> tuple[nn.Module, Size]:
+def build(name: str, **settings: Any) -> tuple[nn.Module, Size]:
     """Build a network with random weights.
 
     The weights follow the global random state: call ``torch.manual_seed`` before.
 
     Args:
         name: ``"timm:resnet18"``, ``"torchvision:resnet50"``; any network of the two libraries.
+        settings: further arguments of the library's constructor.
 
     Returns:
         The network in training mode, and its default input size (C, H, W). Detectors are set up
@@ -75,13 +78,14 @@ def build(name: str) -> tuple[nn.Module, Size]:
     """
     library, _, model = name.partition(":")
     if library == "timm":
-        return timm.create_model(model, pretrained=False), default_size(name)
+        return timm.create_model(model, pretrained=False, **settings), default_size(name)
     if library == "torchvision":
         if model in DETECTORS:
             return detector(model), default_size(name)
         segmentation = torchvision.models.list_models(module=torchvision.models.segmentation)
-        backbone = {"weights_backbone": None} if model in segmentation else {}
-        return torchvision.models.get_model(model, weights=None, **backbone), default_size(name)
+        if model in segmentation:
+            settings = {"weights_backbone": None, **settings}
+        return torchvision.models.get_model(model, weights=None, **settings), default_size(name)
     raise ValueError(f"{name!r}: write 'timm:<name>' or 'torchvision:<name>'")
 
 

@@ -119,6 +119,16 @@ def test_giants_are_checked_on_the_meta_device() -> None:
     assert records.is_ok(last) and set(last["held"]) == {"shapes", "restriction", "cost"}
 
 
+def test_a_training_step_that_is_too_large_is_made_with_smaller_inputs() -> None:
+    sent: list[dict[str, Any]] = []
+    settings = Settings(peer=False, numeric_gb=0.006)  # between those of 80 and 160 pixels
+    examine("timm:test_vit", settings, lambda r: sent.append({**r}))
+    last = sent[-1]
+    assert records.is_ok(last) and "masked equivalence" in last["held"]
+    assert last["input"] == [[3, 160, 160]] and last["verified_at"] == [(2, 3, 80, 80)]
+    assert last["reduced_because"].startswith("a training step takes about 0.0")
+
+
 def test_a_failure_names_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("/somewhere/lib/site-packages/timm/layers/x.py:3 is odd\nmore")
@@ -232,19 +242,21 @@ def test_the_committed_limits_name_models() -> None:
 
 
 def test_the_peer_counts_where_its_result_runs() -> None:
-    def beside(name: str, **peer: Any) -> dict[str, Any]:
-        return record(name, peer={"ours_s": 1.0, **peer})
+    def beside(name: str, once: float, **peer: Any) -> dict[str, Any]:
+        return record(name, peer={"ours_s": 1.0, "ours_shrink_s": 2.0, "peer_s": once, **peer})
 
     found = [
-        beside("timm:a", peer_s=3.0, failure=None),
-        beside("timm:b", peer_s=0.5, failure=None),
-        beside("timm:c", peer_s=9.0, failure="forward of the result: RuntimeError"),
-        beside("timm:d", failure="pruning: TimeLimitError"),
+        beside("timm:a", 3.0, peer_shrink_s=8.0, failure=None),
+        beside("timm:b", 0.5, peer_shrink_s=1.0, failure=None),
+        beside("timm:c", 9.0, failure="forward of the result: RuntimeError"),
+        record("timm:d", peer={"ours_s": 1.0, "failure": "pruning: TimeLimitError"}),
         record("timm:e"),
     ]
-    assert summary.peer_ratios(found) == {"timm:a": 3.0, "timm:b": 0.5}
+    assert summary.peer_ratios(found, "removal") == {"timm:a": 3.0, "timm:b": 0.5}
+    assert summary.peer_ratios(found, "shrink") == {"timm:a": 4.0, "timm:b": 0.5}
     texts = [bar.text for bar in summary.bars(found, 5, summary.Limits((), ()))]
     assert any("50.0% of the 2 models (of 4 tried)" in text for text in texts)
+    assert any("median: 2.25" in text and text.endswith("1.75") for text in texts)
 
 
 def test_tables_are_filled_between_their_marks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,15 +44,38 @@ def shapes(name: str, *, small: bool = False) -> tuple[Shape, ...]:
     return (small_size(name) if small else default_size(name),)
 
 
+def reduced(name: str) -> Iterator[tuple[dict[str, Any], tuple[Shape, ...]]]:
+    """Ways to build a model of a fixed resolution for smaller inputs, largest first.
+
+    Args:
+        name: ``"library:model"``.
+
+    Yields:
+        Arguments of its constructor, and the shapes that the model takes then.
+    """
+    library, _, model = name.partition(":")
+    if library == "timm":
+        channels, side, _ = default_size(name)
+        while (side := side // 2) >= 64:
+            yield {"img_size": side}, ((channels, side, side),)
+    elif model.startswith("swin3d"):  # its tables belong to the windows, not to the clip
+        yield {}, (_CLIP,)
+
+
 def example(
-    name: str, batch: int, *, small: bool = False, device: str = "cpu", seed: int = 0
+    name: str,
+    batch: int,
+    sizes: Sequence[Shape] | None = None,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> tuple[Any, ...]:
     """Arguments of a model's forward.
 
     Args:
         name: ``"library:model"``.
         batch: number of samples.
-        small: see :func:`shapes`.
+        sizes: of the tensors, without the batch; the model's own if None.
         device: ``"cpu"`` for standard normal values, ``"meta"`` for none. A detector always gets
             values, with targets: what it computes depends on them.
         seed: of the values.
@@ -65,7 +89,7 @@ def example(
             return torch.empty(batch, *shape, device=device)
         return torch.randn(batch, *shape, generator=generator)
 
-    return tuple(tensor(shape) for shape in shapes(name, small=small))
+    return tuple(tensor(shape) for shape in sizes or shapes(name))
 
 
 def is_detector(name: str) -> bool:

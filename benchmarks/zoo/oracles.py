@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.measure import described
-from benchmarks.zoo.inputs import example
+from benchmarks.zoo.inputs import Shape, example
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.regions import tensors_in
@@ -32,6 +32,7 @@ class Case:
         graph: its channel graph.
         copies: what was kept, shape (units,).
         net: the shrunk network.
+        sizes: of the inputs, without the batch, that the numeric oracles try, one after the other.
         seed: of the inputs.
     """
 
@@ -41,6 +42,7 @@ class Case:
     graph: ChannelGraph
     copies: Copies
     net: nn.Module
+    sizes: tuple[tuple[Shape, ...], ...]
     seed: int
 
 
@@ -87,7 +89,7 @@ def _structural(case: Case) -> dict[str, Callable[[], str]]:
 
 def _same_shapes(case: Case) -> str:
     """The shrunk network's outputs have the shapes of the original's, at batch size 2."""
-    inputs = example(case.name, 2, device="meta")
+    inputs = example(case.name, 2, case.sizes[-1], device="meta")
     ours, theirs = (
         _shapes(verify.evaluated(meta_twin(network), inputs)) for network in (case.net, case.gm)
     )
@@ -111,22 +113,21 @@ def _settle(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], list[torch.Tensor], dict[str, Any]]:
     """Inputs at batch sizes 1 and 2, the model's outputs on the first, and what was tried.
 
-    The smallest resolution, unless the network was captured for another one only (its Python code
-    branches on sizes) or does not run there; then its own.
+    The first of the case's sizes that the network runs at: where its Python code branches on sizes,
+    it was captured for the last one only.
     """
-    (one, two), own = (
-        [example(case.name, n, small=small, seed=case.seed) for n in (1, 2)]
-        for small in (True, False)
-    )
     facts: dict[str, Any] = {}
-    if _shapes(one) != _shapes(own[0]):
-        try:
-            verify.evaluated(case.gm, one)
-            return one, two, verify.evaluated(case.model, one), {"verified_at": _shapes(two)}
-        except Exception as error:
-            facts["small_refused"] = described("forward", error)
-    one, two = own
-    return one, two, verify.evaluated(case.model, one), {"verified_at": _shapes(two), **facts}
+    for sizes in case.sizes:
+        one, two = (example(case.name, n, sizes, seed=case.seed) for n in (1, 2))
+        facts["verified_at"] = _shapes(two)
+        if sizes != case.sizes[-1]:
+            try:
+                verify.evaluated(case.gm, one)
+            except Exception as error:
+                facts["small_refused"] = described("forward", error)
+                continue
+        break
+    return one, two, verify.evaluated(case.model, one), facts
 
 
 def _shapes(tensors: Any) -> list[tuple[int, ...]]:

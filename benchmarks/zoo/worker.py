@@ -16,16 +16,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
 import lwdna
 from benchmarks.measure import Clock, TimeLimitError, described, peak_memory, time_limit
 from benchmarks.networks import build
-from benchmarks.pruners import classifiers, prune, prune_as_peer, run_error, warm_up
+from benchmarks.pruners import (
+    classifiers,
+    prune,
+    prune_as_peer,
+    run_error,
+    selection,
+    shrink_as_peer,
+    warm_up,
+)
 from benchmarks.zoo import oracles
-from benchmarks.zoo.inputs import example, shapes
+from benchmarks.zoo.inputs import Shape, example, reduced, shapes
 from benchmarks.zoo.shares import figures
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.state import stir, untouched
@@ -45,10 +52,12 @@ class Settings:
         seed: of weights, inputs and removed channels.
         budget: fraction of the MACs that is left.
         numeric_params: largest number of parameters that gets values (above: the meta device).
-        numeric_gb: largest memory that a training step at batch size 2 may take.
+        numeric_gb: largest memory that a training step at batch size 2 may take at the model's own
+            resolution, if it can be built for a smaller one.
         peer: whether Torch-Pruning runs, too.
         peer_macs: most MACs of a network that the peer gets.
         peer_limit_s: seconds after which the peer is stopped.
+        peer_times: how many times our seconds the peer gets to shrink to the budget.
     """
 
     seed: int = 0
@@ -57,7 +66,8 @@ class Settings:
     numeric_gb: float = 4.0
     peer: bool = True
     peer_macs: int = 20_000_000_000
-    peer_limit_s: float = 12.0
+    peer_limit_s: float = 6.0
+    peer_times: float = 5.0
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name."""
@@ -149,23 +159,59 @@ def _examine(name: str, settings: Settings, log: Log) -> None:
     log.note(left=round(left, 5))
     if left > settings.budget:
         raise lwdna.BudgetError(f"{left:.2%} of the MACs are left of {settings.budget:.0%}")
-    case = oracles.Case(name, model, gm, graph, copies, net or resized, settings.seed)
+    case = oracles.Case(name, model, gm, graph, copies, net or resized, _sizes(name), settings.seed)
     del resized
-    needs = _training_gb(name, graph)
-    if numeric and needs > settings.numeric_gb:
-        log.note(meta_because=f"a training step takes about {needs:.1f} GB")
-        numeric = False
-    verdict = log.stage("verify", lambda: (oracles.numeric if numeric else oracles.on_meta)(case))
+    verdict = log.stage("verify", lambda: _verify(case, settings, numeric=numeric))
     log.note(held=verdict.held, broken=verdict.broken, **verdict.facts)
     if settings.peer and numeric and graph.cost().macs <= settings.peer_macs:
         del case, net, gm
         _compare(model, name, classifiers(graph), settings, log)
 
 
-def _training_gb(name: str, graph: ChannelGraph) -> float:
-    """About the memory of a training step at batch size 2 and the smallest resolution."""
-    small, own = (sum(map(math.prod, shapes(name, small=s))) for s in (True, False))
-    return 2 * graph.cost().activations * _TRAINING_BYTES * small / own / 1e9
+def _sizes(name: str) -> tuple[tuple[Shape, ...], ...]:
+    """The sizes to verify at: the smallest, then the model's own."""
+    return tuple(dict.fromkeys(shapes(name, small=s) for s in (True, False)))
+
+
+def _verify(case: oracles.Case, settings: Settings, *, numeric: bool) -> oracles.Verdict:
+    """Everything that fits: with values, or, where a training step is too large, twice.
+
+    That is at the model's own resolution without values, and with them built for smaller inputs.
+    """
+    if not numeric:
+        return oracles.on_meta(case)
+    small = None
+    if (needs := _training_gb(case)) > settings.numeric_gb:
+        small = _reduced(case, settings)
+    if small is None:
+        return oracles.numeric(case)
+    own, verdict = oracles.on_meta(case), oracles.numeric(small)
+    verdict.broken.update({f"{name}, own size": text for name, text in own.broken.items()})
+    verdict.facts["reduced_because"] = f"a training step takes about {needs:.1f} GB"
+    return verdict
+
+
+def _reduced(case: oracles.Case, settings: Settings) -> oracles.Case | None:
+    """The same for the model built for smaller inputs, of which a training step fits."""
+    for arguments, sizes in reduced(case.name):
+        torch.manual_seed(settings.seed)
+        model, _ = build(case.name, **arguments)
+        stir(model, seed=settings.seed)
+        inputs = example(case.name, 2, sizes, device="meta")
+        gm = lwdna.capture(model, inputs)
+        graph = lwdna.analyse(gm, inputs)
+        copies = selection(settings.budget)(graph, settings.seed)
+        net = lwdna.resize(gm, graph, copies)
+        small = oracles.Case(case.name, model, gm, graph, copies, net, (sizes,), settings.seed)
+        if _training_gb(small) <= settings.numeric_gb:
+            return small
+    return None
+
+
+def _training_gb(case: oracles.Case) -> float:
+    """About the memory of a training step at batch size 2 and the first of the case's sizes."""
+    first, own = (sum(map(math.prod, sizes)) for sizes in (case.sizes[0], case.sizes[-1]))
+    return 2 * case.graph.cost().activations * _TRAINING_BYTES * first / own / 1e9
 
 
 def _build(name: str, settings: Settings, log: Log) -> tuple[nn.Module, bool]:
@@ -208,34 +254,47 @@ def _shrink(
 
 def _select(graph: ChannelGraph, settings: Settings) -> Copies:
     """What ``lwdna.shrink`` selects by random saliencies, without values."""
-    saliency = np.random.default_rng(settings.seed).random(graph.units)
-    limits = lwdna.Budget.of(settings.budget).limits(graph.cost())
-    return lwdna.select(graph, saliency, limits).copies
+    return selection(settings.budget)(graph, settings.seed)
 
 
 def _compare(model: nn.Module, name: str, last: set[str], settings: Settings, log: Log) -> None:
-    """Both tools on the same job, warm, in an order that alternates by name."""
+    """Both tools on the same jobs, warm, in an order that alternates by name.
+
+    A channel removal: part of every group, once. A shrink: to the budget.
+    """
     model.eval()
     batch, one = example(name, 2), example(name, 1)
-    found: dict[str, Any] = {}
+    timer, seed, found = time.process_time, settings.seed, dict[str, Any]()
 
     def ours() -> None:
-        found["ours_s"] = round(
-            prune(model, batch, settings.seed, time.process_time)[0]["total"], 3
-        )
+        found["ours_s"] = prune(model, batch, seed, timer)[0]["total"]
+        choose = selection(settings.budget)
+        found["ours_shrink_s"] = prune(model, batch, seed, timer, choose)[0]["total"]
 
     def theirs() -> None:
         try:
             with time_limit(settings.peer_limit_s):
-                seconds, small = prune_as_peer(model, one, settings.seed, last, time.process_time)
-            found["peer_s"] = round(seconds, 3)
+                found["peer_s"], small = prune_as_peer(model, one, seed, last, timer)
             found["failure"] = run_error(small, one)
         except (Exception, TimeLimitError) as error:
             found["failure"] = described("pruning", error)
+
+    def theirs_to_budget() -> None:
+        most_s = settings.peer_times * found["ours_shrink_s"]
+        try:
+            with time_limit(settings.peer_limit_s + most_s):
+                found["peer_shrink_s"], found["peer_left"] = shrink_as_peer(
+                    model, one, seed, last, share=settings.budget, most_s=most_s, timer=timer
+                )
+        except (Exception, TimeLimitError) as error:
+            found["failure"] = described("shrinking", error)
 
     log.enter("peer")
     first_ours = sum(name.encode()) % 2 == 0
     for step in (ours, theirs) if first_ours else (theirs, ours):
         gc.collect()
         step()
-    log.note(peer={**found, "first": "lwdna" if first_ours else "peer"})
+    if found["failure"] is None:
+        theirs_to_budget()
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+    log.note(peer={**rounded, "first": "lwdna" if first_ours else "peer"})
