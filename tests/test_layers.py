@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,9 @@ def test_every_layer_exists() -> None:
 )
 def test_a_forbidden_import_is_found(module: str, line: str) -> None:
     assert violations(module, line)
+
+
+def test_importing_lwdna_imports_no_zoo() -> None:
+    """They take as long as torch, and whoever uses neither's operators need not have them."""
+    code = "import sys, lwdna; assert not {'timm', 'torchvision'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

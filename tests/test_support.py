@@ -175,6 +175,15 @@ def test_an_operator_with_a_rule_is_like_any_other(f: Any) -> None:
     lwdna.verify(model, X)
 
 
+def test_a_rule_may_come_before_its_operator() -> None:
+    lwdna.rules.rule("tests::later")(lambda op, x: op.give(op.vec(x)))
+    with torch.library._scoped_library("tests", "FRAGMENT") as library:
+        library.define("later(Tensor x) -> Tensor")
+        library.impl("later", torch.relu, "CompositeExplicitAutograd")
+        model = Between(lambda self, h: torch.ops.tests.later(h))
+        assert prunable(model) == {"a"}
+
+
 def test_a_rule_that_forgets_a_coupling_fails_verification() -> None:
     @lwdna.rules.rule(OPERATOR)
     def forgetful(op: lwdna.rules.OpCall, x: Tensor, gain: Tensor) -> None:

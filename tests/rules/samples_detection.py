@@ -45,5 +45,5 @@ sample(
     note="channels",
 )
 sample("index_put", between(added), note="batch")
-sample("torchvision.roi_align", between(roi_align))
-sample("torchvision.roi_pool", between(roi_pool))
+sample("torchvision::roi_align", between(roi_align))
+sample("torchvision::roi_pool", between(roi_pool))

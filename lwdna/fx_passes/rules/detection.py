@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torchvision.ops  # noqa: F401  (registers the operators)
 from torch import Tensor
 
 from lwdna.fx_passes.rules.registry import OpCall, rule
 
-_torchvision = torch.ops.torchvision
 
-
-@rule(_torchvision.roi_align, _torchvision.roi_pool)
+# By name: whoever calls them has imported torchvision.
+@rule("torchvision::roi_align", "torchvision::roi_pool")
 def pool_regions(op: OpCall, x: Tensor, rois: Tensor, *_: Any, **__: Any) -> None:
     """(N, C, H, W) pooled at K boxes (K, 5): (K, C, h, w)."""
     batch, channels, *positions = op.vec(x)

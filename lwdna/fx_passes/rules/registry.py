@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -134,10 +135,12 @@ class OpCall:
 
 
 Rule = Callable[..., None]
-_RULES: dict[OpOverloadPacket, Rule] = {}
+#: By qualified name, which an operator has before the library that defines it is imported.
+_RULES: dict[str, Rule] = {}
+_QUALIFIED = re.compile(r"\w+::\w+")
 
 
-def rule(*packets: OpOverloadPacket) -> Callable[[Rule], Rule]:
+def rule(*operators: OpOverloadPacket | str) -> Callable[[Rule], Rule]:
     """Register a channel rule for operators.
 
     The rule is called as ``rule(op, *args, **kwargs)`` with the operator's own arguments; it says
@@ -145,39 +148,50 @@ def rule(*packets: OpOverloadPacket) -> Callable[[Rule], Rule]:
     which channels the result has (:meth:`OpCall.give`).
 
     Args:
-        packets: the operators, as ``torch.ops.library.name`` (all overloads).
+        operators: each as ``torch.ops.library.name``, or as ``"library::name"``, for which the
+            library need not be imported; all overloads.
 
     Raises:
-        TypeError: not an operator packet.
-        ValueError: the operator has a rule already.
+        TypeError: not an operator packet, and no name.
+        ValueError: a name of another form, or the operator has a rule already.
     """
-    for packet in packets:
-        if not isinstance(packet, OpOverloadPacket):
-            raise TypeError(
-                f"{packet!r} is a {type(packet).__name__}: a rule is for torch.ops.library.name, "
-                "without an overload"
-            )
+    names = [_qualified(operator) for operator in operators]
 
     def register(function: Rule) -> Rule:
-        for packet in packets:
-            if packet in _RULES:
-                raise ValueError(f"{packet} already has a rule: {_RULES[packet].__qualname__}")
-            _RULES[packet] = function
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"{name} already has a rule: {_RULES[name].__qualname__}")
+        _RULES.update(dict.fromkeys(names, function))
         return function
 
     return register
 
 
-def registered() -> dict[OpOverloadPacket, Rule]:
-    """All rules by operator packet."""
+def _qualified(operator: OpOverloadPacket | str) -> str:
+    if isinstance(operator, str):
+        if not _QUALIFIED.fullmatch(operator):
+            raise ValueError(
+                f"{operator!r} is no operator's name: write 'library::name', without an overload"
+            )
+        return operator
+    if not isinstance(operator, OpOverloadPacket):
+        raise TypeError(
+            f"{operator!r} is a {type(operator).__name__}: a rule is for torch.ops.library.name "
+            "or 'library::name', without an overload"
+        )
+    return operator._qualified_op_name
+
+
+def registered() -> dict[str, Rule]:
+    """All rules by the qualified name of the operator, ``"aten::add"``."""
     return dict(_RULES)
 
 
 def rule_for(func: OpOverload) -> Rule | None:
     """The rule of an operator: its own, or the shared pointwise rule by tag."""
-    found = _RULES.get(func.overloadpacket)
+    found = _RULES.get(func.overloadpacket._qualified_op_name)
     if found is None and torch.Tag.pointwise in func.tags:
-        found = _RULES[torch.ops.aten.add]
+        found = _RULES["aten::add"]
     return found
 
 
