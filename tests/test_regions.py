@@ -317,6 +317,17 @@ def test_criteria_that_need_one_graph_say_so() -> None:
             )
 
 
+def test_only_what_can_be_captured_in_parts_is_asked_for_values() -> None:
+    class Branching(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y if y.sum() > 0 else -y
+
+    with pytest.raises(lwdna.CaptureError, match="control flow") as caught:
+        lwdna.explain(Branching(nn.Conv2d(3, 8, 1)))
+    assert "captured in parts" not in str(caught.value)
+
+
 def test_criteria_without_data_need_none_of_a_detector() -> None:
     net = lwdna.shrink(detector(), 0.8, criterion="random", example_inputs=batch(), progress=False)
     assert net.meta["lwdna"].after.macs <= 0.8 * net.meta["lwdna"].before.macs

@@ -29,6 +29,7 @@ from lwdna.fx_passes.module import (
     skeleton,
 )
 from lwdna.fx_passes.proxy import has_effect
+from lwdna.fx_passes.reassigned import keeping_state
 from lwdna.fx_passes.region_capture import capture_regions
 from lwdna.fx_passes.regions import CAPTURED, is_captured
 from lwdna.fx_passes.tracer import HintedTracer
@@ -148,11 +149,13 @@ def _trace_modes(model: nn.Module, hints: Any) -> _Trace:
     kernels = MetaMode()
     for _ in range(_MAX_ROUNDS):
         evaluated = _trace(model, False, hints, leaves, kernels)
-        if not evaluated.tracer.asked_mode and follows_flag(model):
+        more = keeping_state(evaluated.twin, leaves)
+        if not more and not evaluated.tracer.asked_mode and follows_flag(model):
             return evaluated
         trained = _trace(model, True, hints, leaves, kernels)
+        more |= keeping_state(trained.twin, leaves)
         alignment = align(evaluated.graph, trained.graph)
-        more = _mode_leaves(evaluated, trained, alignment)
+        more = more or _mode_leaves(evaluated, trained, alignment)
         if not more:
             break
         leaves |= more
@@ -176,15 +179,12 @@ def _mode_leaves(evaluated: _Trace, trained: _Trace, alignment: Alignment) -> se
     found = obstacle((evaluated.twin, trained.twin), alignment)
     if found is None:
         return set()
-    node, why = found
-    place = innermost(node, entered)
+    place = innermost(found.node, entered)
     if not place:
         raise CaptureError(
             f"{type(evaluated.twin).__name__}.forward has a different structure in training and "
-            f"in evaluation mode, and {node.format_node()} runs in one of them only: {why}. Let "
-            "both modes return values of the same kinds, move the part that exists in one mode "
-            "only into a module of its own, or build the model without it (e.g. "
-            "aux_logits=False, patch_drop_rate=0)."
+            f"in evaluation mode, and {found.node.format_node()} runs in one of them only: "
+            f"{found.why}. {found.remedy}."
         )
     return {place}
 

@@ -22,9 +22,12 @@ from lwdna.fx_passes.autocast import SWITCHES
 from lwdna.fx_passes.conditional import LONE
 from lwdna.fx_passes.module import FUNCTIONS
 from lwdna.fx_passes.proxy import has_effect
+from lwdna.fx_passes.reassigned import KEEP_STATE
 
 #: Prefix of the names under which torch.fx stores tensors made while tracing.
 CONSTANT = "_tensor_constant"
+_OWN_MODULE = "Move the part that exists in one mode only into a module of its own"
+_OUT_OF_PLACE = "Compute a new tensor instead (x = x * 2 for x *= 2)"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class Alignment:
     def lone(self) -> list[Node]:
         """Nodes that exist in one mode only."""
         return [*self.evaluated, *self.trained]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A node of one mode that cannot run in the other mode too; why, and what helps."""
+
+    node: Node
+    why: str
+    remedy: str
 
 
 def align(evaluated: Graph, trained: Graph) -> Alignment:
@@ -81,8 +93,8 @@ def innermost(node: Node, entered: set[str]) -> str:
     return path
 
 
-def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] | None:
-    """A node of one mode that cannot run in the other mode too, and why.
+def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> Obstacle | None:
+    """What keeps two traces from being merged, if anything does.
 
     What is merged is followed by one run of the graph, so it must run on what the other mode
     computes, and leave alone what the other mode sees. Kinds of values are compared, not shapes:
@@ -94,29 +106,35 @@ def obstacle(twins: tuple[Any, Any], alignment: Alignment) -> tuple[Node, str] |
     """
     for node in alignment.lone:
         if node.target in SWITCHES:
-            return node, "it switches mixed precision for what both modes compute"
+            why = "it switches mixed precision for what both modes compute"
+            return Obstacle(node, why, _OWN_MODULE)
     for root, lone, shared in (
         (twins[0], alignment.evaluated, [pair[0] for pair in alignment.pairs]),
         (twins[1], alignment.trained, [pair[1] for pair in alignment.pairs]),
     ):
-        state = [node for node in lone if node.op == "get_attr"]  # seen by every later call
-        visible = {key for node in (*shared, *state) for key in _storages(node)}
+        read = [node for node in (*shared, *lone) if node.op == "get_attr"]
+        state = {key for node in read for key in _storages(node)}  # seen by every later call
+        visible = {key for node in shared for key in _storages(node)} | state
         for node in lone:
             changed = [t for t in _changed(root, node) if t in visible]
             if changed:
-                return node, "it changes a tensor in place that is seen in both modes"
+                why = "it changes a tensor in place that is seen in both modes"
+                return Obstacle(node, why, KEEP_STATE if changed[0] in state else _OUT_OF_PLACE)
     partner = {**dict(alignment.pairs), **{b: a for a, b in alignment.pairs}}
     for node in alignment.lone:
         for n in node.all_input_nodes:
             kinds = _kind(n), _kind(partner.get(n, n))
             if kinds[0] != kinds[1]:
-                return node, (
+                return Obstacle(
+                    node,
                     f"it needs {n.format_node()}, which is a {kinds[0]} in that mode and "
-                    f"a {kinds[1]} in the other"
+                    f"a {kinds[1]} in the other",
+                    "Let both modes return values of the same kinds, or build the model without "
+                    "what exists in one mode only (e.g. aux_logits=False, patch_drop_rate=0)",
                 )
     for node in alignment.evaluated:
         if node.op == "call_module" and any(True for _ in _module(twins[0], node).buffers()):
-            return node, "it would update its buffers in training mode"
+            return Obstacle(node, "it would update its buffers in training mode", _OWN_MODULE)
     return None
 
 

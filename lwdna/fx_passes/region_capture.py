@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten
 
 from lwdna.errors import CaptureError, LwdnaError, UnsupportedModelError
-from lwdna.fx_passes.module import detached_copy, meta_twin
+from lwdna.fx_passes.module import detached_copy, meta_twin, to_meta
 from lwdna.fx_passes.region_watch import RUN_ERRORS, Call, Watch, watch
 from lwdna.fx_passes.regions import mark, tensors_in
 
@@ -45,14 +45,17 @@ def capture_regions(
             run it on.
         UnsupportedModelError: the model has an attribute ``meta`` of its own.
     """
-    if any(t.is_meta for t in (*tensors_in(arguments), *model.parameters())):
-        raise CaptureError(
-            f"{cause} A detector is captured in parts, for which it has to run: give real example "
-            "inputs, e.g. example_inputs=(images, targets), and a model with values"
-        ) from cause
-    seen = watch(model, arguments)
+    real = not any(t.is_meta for t in (*tensors_in(arguments), *model.parameters()))
+    # On the meta device a run ends where a size depends on values, and has noted so.
+    seen = watch(model, arguments) if real else watch(meta_twin(model), to_meta(arguments))
     if not (seen.value_sized or any(isinstance(a, (list, tuple)) for a in arguments)):
         raise cause
+    if not real:
+        raise CaptureError(
+            f"{cause} A network of lists, or of sizes that depend on values, is captured in parts, "
+            "for which it has to run: give real example inputs, e.g. "
+            "example_inputs=(images, targets), and a model with values"
+        ) from cause
     if hasattr(model, "meta"):
         raise UnsupportedModelError(
             f"{type(model).__name__} has an attribute 'meta', in which lwdna keeps what it knows "
