@@ -9,10 +9,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all format lint types check bench zoo zoo-sample clean
+.PHONY: help venv demo test test-all format lint types check bench bench-budget bench-accept zoo zoo-sample clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
 venv: $(READY)  ## Create .venv with all that development needs
 
@@ -58,6 +58,12 @@ zoo: $(READY)-bench  ## Every model of timm and torchvision; goes on where it st
 
 zoo-sample: $(READY)  ## 40 models of different architectures
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --sample 40 --no-peer --redo all --output out/zoo-sample.jsonl
+
+bench-budget: $(READY)  ## FLOPs and params of selections, compared with the committed record
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bm_budget
+
+bench-accept: $(READY)  ## Make today's figures the record
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bm_budget --accept
 
 clean:  ## Remove caches and build products; the environment stays
 	rm -rf build dist htmlcov .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache && find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.pages import filled
 from benchmarks.zoo import __main__ as sweep
 from benchmarks.zoo import names, pool, records, report, summary
 from benchmarks.zoo.records import Results
@@ -264,11 +265,11 @@ def test_tables_are_filled_between_their_marks() -> None:
                       {"timm:resnet18": record()})  # fmt: skip
     blocks = report.tables(results)
     page = "# Zoo\n<!-- zoo:short -->\nold\n<!-- /zoo:short -->\nend\n"
-    once = report.filled(page, blocks)
+    once = filled(page, "zoo", blocks)
     assert "| timm | 1 | 1 | 1 | 1 | 1 | 1 | 1.00 | 100 | ≥ 100.0 % |" in once
-    assert report.filled(once, blocks) == once and once.endswith("end\n")
+    assert filled(once, "zoo", blocks) == once and once.endswith("end\n")
     with pytest.raises(ValueError, match="zoo:other"):
-        report.filled("<!-- zoo:other -->\n<!-- /zoo:other -->", blocks)
+        filled("<!-- zoo:other -->\n<!-- /zoo:other -->", "zoo", blocks)
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
@@ -276,4 +277,4 @@ def test_the_pages_tables_are_those_of_the_record(page: Path) -> None:
     blocks = report.tables(records.read(report.RESULTS))
     text = page.read_text()
     assert "<!-- zoo:" in text
-    assert report.filled(text, blocks) == text, "run python -m benchmarks.zoo.report"
+    assert filled(text, "zoo", blocks) == text, "run python -m benchmarks.zoo.report"

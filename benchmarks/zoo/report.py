@@ -1,8 +1,6 @@
 """What the sweep found, as text: on the terminal, in docs/zoo.md and in README.
 
-    python -m benchmarks.zoo.report [--results FILE]   # prints the bars, rewrites the two pages
-
-The pages' tables stand between ``<!-- zoo:NAME -->`` and ``<!-- /zoo:NAME -->``.
+python -m benchmarks.zoo.report [--results FILE]   # prints the bars, rewrites the two pages
 """
 
 from __future__ import annotations
@@ -10,11 +8,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.pages import refill
 from benchmarks.zoo import records, summary
 from benchmarks.zoo.names import all_models
 from benchmarks.zoo.records import Results
@@ -127,22 +126,6 @@ def _run(results: Results) -> str:
     return _table(("date", "commit", "CPU", "versions"), rows)
 
 
-def filled(page: str, blocks: Mapping[str, str]) -> str:
-    """A page with its generated blocks replaced.
-
-    Raises:
-        ValueError: the page has a block that is not generated.
-    """
-
-    def block(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in blocks:
-            raise ValueError(f"<!-- zoo:{name} -->: one of {', '.join(blocks)}")
-        return f"<!-- zoo:{name} -->\n{blocks[name]}\n<!-- /zoo:{name} -->"
-
-    return re.sub(r"<!-- zoo:(\w+) -->\n.*?<!-- /zoo:\1 -->", block, page, flags=re.DOTALL)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -152,7 +135,7 @@ def main() -> int:
     results = records.read(args.results)
     blocks = tables(results)
     for page in PAGES:
-        page.write_text(filled(page.read_text(), blocks))
+        refill(page, "zoo", blocks)
     return show(results, len(all_models()))
 
 
