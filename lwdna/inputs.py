@@ -79,10 +79,10 @@ def _check_names(names: list[Any], own: inspect.Signature, positional: list[str]
     for name in names:
         if name in positional:
             continue
-        if name in own.parameters:
+        if name in own.parameters or any(p.kind is p.VAR_KEYWORD for p in own.parameters.values()):
             raise TypeError(
                 f"forward's argument {name!r} cannot be given by position, as a graph's inputs "
-                f"are; of the example inputs, leave it out or make it one of {known}"
+                f"are: leave it out of the example inputs, or let forward take it so, as {known}"
             )
         raise TypeError(
             f"forward has no argument {name!r}: its arguments are {known}. A mapping that is "

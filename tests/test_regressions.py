@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -119,3 +120,110 @@ def test_long_objects_have_short_reprs(capsys: pytest.CaptureFixture[str]) -> No
     assert len(repr(explanation)) < 100
     assert len(repr(dna)) < 300
     assert "vanishes with the group" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda x: torch._check(x.shape[1] == 16, lambda: "channels"),
+        lambda x: torch._check_value(x.dim() == 4 and x.shape[2] == 10),
+    ],
+    ids=["channels", "resolution"],
+)
+def test_what_the_model_checks_of_sizes_is_no_obstacle(check: Callable[[Tensor], None]) -> None:
+    def checked(x: Tensor) -> Tensor:
+        check(x)
+        return x
+
+    lwdna.verify(Between(checked), X)
+
+
+def test_a_padding_mask_made_in_forward() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Linear(5, 12), nn.Linear(12, 3)
+            self.mha = nn.MultiheadAttention(12, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padded = torch.arange(x.shape[1])[None].expand(x.shape[0], -1) > 4
+            h = self.a(x)
+            out: Tensor = self.fc(self.mha(h, h, h, key_padding_mask=padded)[0])
+            return out
+
+    lwdna.verify(Padded(), torch.randn(2, 7, 5))
+
+
+class Pair(nn.Module):
+    """Two heads on one layer; ``join`` says how they are returned."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Any] = lambda a, b: (a, b)) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 5, 1)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.stem(x)
+        return self.join(self.a(h), self.b(h))
+
+
+@dataclass
+class Maps:
+    a: Tensor
+    b: Tensor
+
+
+@dataclass
+class Known:
+    a: Tensor
+    b: Tensor
+
+
+class Holder:
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
+
+
+torch.export.register_dataclass(Known)
+
+
+@pytest.mark.parametrize(
+    ("join", "message"),
+    [(Maps, r"type Maps, .*register_dataclass\(Maps\)"), (Holder, "type Holder, .* use one of")],
+)
+def test_objects_that_hide_tensors_are_refused(join: Any, message: str) -> None:
+    """The outputs in them would not be known as outputs, and lose channels."""
+    with pytest.raises(lwdna.CaptureError, match=f"Pair hands on an object of {message}"):
+        lwdna.capture(Pair(join), X)
+    given = (join(X, X),)
+    with pytest.raises(lwdna.CaptureError, match=f"example inputs hold an object of {message}"):
+        lwdna.capture(Pair(), given)
+
+
+def test_registered_dataclasses_are_like_dicts() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Known) -> Known:
+            h = self.a(x.a) + self.a(x.b)
+            return Known(self.b(h), h)
+
+    lwdna.verify(Pair(Known), X)
+    inputs = (Known(X, X.sin()),)
+    lwdna.verify(Sum(), inputs)
+    graph = lwdna.analyse(lwdna.capture(Sum(), inputs), inputs, outputs={"b": "free"})
+    assert [(g.name, g.width) for g in graph.groups if g.prunable] == [("a", 16)]
+
+
+def test_a_list_of_maps_is_one_argument() -> None:
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, maps: list[Tensor]) -> list[Tensor]:
+            return [self.b(self.a(x)) for x in maps]
+
+    lwdna.verify(Levels(), ([X, X[..., ::2, ::2]],))

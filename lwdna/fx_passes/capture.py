@@ -33,6 +33,7 @@ from lwdna.fx_passes.reassigned import keeping_state
 from lwdna.fx_passes.region_capture import capture_regions
 from lwdna.fx_passes.regions import CAPTURED, is_captured
 from lwdna.fx_passes.tracer import HintedTracer
+from lwdna.fx_passes.trees import hides_tensors, opaque, tree_leaves
 from lwdna.inputs import as_arguments
 
 #: A mode difference settles one module type per round; real networks need one or two.
@@ -118,6 +119,9 @@ def _example_hints(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         size = (max(2, t.shape[0]), *t.shape[1:]) if t.dim() else ()
         return torch.empty(size, dtype=t.dtype, device="meta")
 
+    for leaf in tree_leaves(arguments):
+        if hides_tensors(leaf):
+            raise CaptureError(f"the example inputs hold {opaque(leaf)}")
     return tuple(tree_map_only(Tensor, hint, value) for value in arguments)
 
 

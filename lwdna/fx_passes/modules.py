@@ -128,6 +128,11 @@ def _linear(m: nn.Linear, facts: Mapping[str, int], out_shape: tuple[int, ...]) 
     m.out_features, m.in_features = m.weight.shape
 
 
+@resizes(nn.Bilinear)
+def _bilinear(m: nn.Bilinear, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
+    m.out_features, m.in1_features, m.in2_features = m.weight.shape
+
+
 @resizes(nn.modules.batchnorm._NormBase)
 def _norm_base(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     known = next((t for t in (m.weight, m.running_mean) if t is not None), None)

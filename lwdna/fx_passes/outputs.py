@@ -32,8 +32,14 @@ def named_outputs(value: Any) -> Iterator[tuple[str, TensorChannels]]:
     leaves, _ = tree_flatten_with_path(value)
     for path, leaf in leaves:
         if isinstance(leaf, TensorChannels):
-            name = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+            name = ".".join(_key(key) for key in path)
             yield name or _LONE, leaf
+
+
+def _key(entry: Any) -> str:
+    """A step of a pytree's path: of a mapping, a sequence, or an object with attributes."""
+    found = (getattr(entry, name, None) for name in ("key", "idx", "name"))
+    return str(next((value for value in found if value is not None), entry))
 
 
 def check_outputs(outputs: Outputs) -> None:

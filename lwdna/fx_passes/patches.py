@@ -80,7 +80,8 @@ def python_for_proxies(tracer: HintedTracer) -> Iterator[None]:
     ask proxies for their present value; a checkpointed call is traced like any other; functions
     of the model's own that were marked by ``torch.fx.wrap`` are traced through, since an opaque
     function could only freeze the channels it sees. What Python cannot look into, or what has a
-    backward pass of its own, is called as it is. Entering and leaving a region of mixed precision
+    backward pass of its own, is called as it is. What the model checks of sizes is asserted by the
+    graph. Entering and leaving a region of mixed precision
     is recorded.
 
     Args:
@@ -94,6 +95,7 @@ def python_for_proxies(tracer: HintedTracer) -> Iterator[None]:
         (torch.autograd.Function, "apply"): _own_backward(),
         (torch.jit.ScriptFunction, "__call__"): _scripted(),
         (torch.fx._symbolic_trace, "_wrapped_fns_to_patch"): _wrapped_of_torch(),
+        (torch, "_check_with"): _checked(torch._check_with),
         **recorded_autocast(tracer),
     }
     for name, function in _CHECKPOINTS.items():
@@ -215,6 +217,15 @@ def _extremum(original: Callable[..., Any]) -> Callable[..., Any]:
         return found.tracer.create_proxy("call_function", original, args, {})
 
     return of
+
+
+def _checked(original: Callable[..., None]) -> Callable[..., None]:
+    """``torch._check`` and its like, which insist on a ``bool``."""
+
+    def check(error_type: Any, condition: Any, message: Any) -> None:
+        original(error_type, bool(condition) if is_proxy(condition) else condition, message)
+
+    return check
 
 
 def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
 from lwdna.fx_passes.proxy import HintedProxy, has_effect, is_proxy, source_line
-from lwdna.fx_passes.trees import tree_leaves, tree_map
+from lwdna.fx_passes.trees import hides_tensors, opaque, tree_leaves, tree_map
 
 #: Modules of torch.nn that are traced through, down to the layers they are made of.
 _OPENED_MODULES = (
@@ -162,7 +163,12 @@ class HintedTracer(torch.fx.Tracer):
             return a
         if isinstance(a, Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})
-        return super().create_arg(a)
+        if is_dataclass(a) and hides_tensors(a):
+            raise CaptureError(f"{type(self.root).__name__} hands on {opaque(a)}")
+        try:
+            return super().create_arg(a)
+        except NotImplementedError as e:
+            raise CaptureError(f"{type(self.root).__name__} hands on {opaque(a)}") from e
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record or trace through a module call; run it while hints are evaluated."""

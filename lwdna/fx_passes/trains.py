@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lwdna.fx_passes.invariants import outputs_of
@@ -36,7 +37,7 @@ def trains(
     work.eval()
     require(not any(m.training for m in work.modules()), "trains: eval() does not reach a module")
     for n in batches:
-        batch = _batch(as_arguments(network, inputs), n)
+        batch = _batch(network, as_arguments(network, inputs), n)
         again = [outputs_of(work, batch) for _ in range(2)]
         for x, y in zip(*again, strict=True):
             require(torch.equal(x, y), "trains: evaluation is not deterministic")
@@ -72,9 +73,13 @@ def trains(
     )
 
 
-def _batch(inputs: tuple[Any, ...], n: int) -> tuple[Any, ...]:
-    """The inputs at batch size ``n`` (samples of batches repeated with small noise)."""
-    if any(isinstance(value, (list, tuple)) for value in inputs):
+def _batch(network: nn.Module, inputs: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+    """The inputs at batch size ``n`` (samples of batches repeated with small noise).
+
+    A list that is an argument of one graph is part of its structure; that of a detector has one
+    entry per sample.
+    """
+    if not isinstance(network, GraphModule):
         return of_samples(inputs, n)
 
     def sized(t: Tensor) -> Tensor:

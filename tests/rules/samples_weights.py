@@ -53,6 +53,19 @@ sample(
     {"a": 8},
 )
 
+sample(
+    "_trilinear",
+    tokens(
+        lambda s, x: s.w(s.a(x), s.d(x)),
+        6,
+        a=linear(5, 8),
+        d=linear(5, 4),
+        w=lambda: nn.Bilinear(8, 4, 6),
+    ),
+    SEQ,
+    {"a": 8, "d": 4, "w.weight[0]": 6},
+)
+
 # --- weights of batched products ---
 
 sample(

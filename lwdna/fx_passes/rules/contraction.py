@@ -155,6 +155,38 @@ def vector_product(op: OpCall, a: Tensor, b: Tensor) -> None:
     op.give(tuple(rows))
 
 
+@rule(aten._trilinear)
+def trilinear(
+    op: OpCall,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: list[int],
+    expand_b: list[int],
+    expand_c: list[int],
+    summed: list[int],
+    unroll_dim: int = 1,
+) -> None:
+    """Three factors with dimensions of size 1 inserted, multiplied, and summed over ``summed``.
+
+    ``nn.Bilinear``: inputs (B, in1) and (B, in2) and a weight (out, in1, in2). Like PyTorch's own
+    counter, which has no formula for the operator, we count no MACs.
+
+    Source: ``_trilinear`` in ATen/native/Linear.cpp.
+    """
+    met: dict[int, Vector] = {}
+    for t, expanded in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        dims = [d for d in range(t.dim() + len(expanded)) if d not in expanded]
+        for k, (d, v) in enumerate(zip(dims, op.vec(t), strict=True)):
+            if t.shape[k] == 1:
+                continue
+            op.couple(met.setdefault(d, v), v)
+            if d in summed:
+                op.mix(t, k, "zero")
+    rank = a.dim() + len(expand_a)
+    op.give(tuple(met.get(d) for d in range(rank) if d not in summed))
+
+
 @rule(aten._cdist_forward)
 def distance(op: OpCall, a: Tensor, b: Tensor, *_: Any) -> None:
     """Distances of rows: (..., n, k) and (..., m, k) -> (..., n, m)."""
