@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lwdna.channels import ChannelSpace, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError
-from lwdna.fx_passes.kernels import MetaKernels
+from lwdna.fx_passes.composites import primitive
+from lwdna.fx_passes.kernels import KERNELS
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.fx_passes.trees import tree_leaves
 from lwdna.graph import TensorChannels, WeightRole
@@ -39,7 +40,6 @@ class ChannelMode(TorchDispatchMode):
         self.facts: dict[str, dict[str, Vector]] = {}
         self.roles: dict[str, WeightRole] = {}
         self.tensors: dict[str, Vectors] = {}
-        self._run = MetaKernels()
         self._names = {id(t): n for n, t in (*root.named_parameters(), *root.named_buffers())}
         self._buffers = {name for name, _ in root.named_buffers()}
         # The tensor is kept with its vectors: an id is only unique while its object lives.
@@ -128,14 +128,14 @@ class ChannelMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        func, args, kwargs = primitive(func, args, kwargs or {})
         rule = rule_for(func)
         if rule is None:
             with self:
                 decomposed = func.decompose(*args, **kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
-        op = OpCall(func, args, kwargs, self._run(func, args, kwargs), self)
+        op = OpCall(func, args, kwargs, KERNELS(func, args, kwargs), self)
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if rule is None:
             _freeze_unknown(op, inputs)

@@ -1,8 +1,8 @@
 """Meta kernels, remembered: a functional operator's result on meta tensors follows from metadata.
 
-Most of PyTorch's meta kernels are Python decompositions that take 0.1 to 1 ms, and a network
-calls the same few combinations of operator and shapes in every block, in both traces and in every
-time step.
+Most of PyTorch's meta kernels are Python decompositions that take 0.1 to 5 ms, and networks call
+the same few combinations of operator and shapes in every block, in every pass and in every time
+step.
 """
 
 from __future__ import annotations
@@ -16,19 +16,27 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lwdna.fx_passes.layouts import Layout, Pattern, convolved, is_parametric
+from lwdna.fx_passes.formulas import by_formula
+from lwdna.fx_passes.layouts import Layout, Pattern, is_parametric
 from lwdna.fx_passes.trees import tree_leaves
+
+aten = torch.ops.aten
+
+
+#: Return a view where the strides allow it, and a copy otherwise.
+_MAYBE_VIEWS = frozenset((aten.contiguous.default, aten.reshape.default, aten.reshape_as.default))
+#: Entries of a memory, of about a kilobyte each.
+_MOST = 1 << 14
 
 
 class MetaKernels:
     """Runs operators, and knows the layouts that most of them return on meta tensors.
 
-    A layout follows by formula (convolutions), is that of a call which differed in the names of
-    sizes only (pointwise operators, norms, products), or that of the same call (whatever else
-    returns new tensors); see :mod:`lwdna.fx_passes.layouts`.
-
-    Made for one pass: what a layout depends on besides the arguments (the default dtype) must not
-    change while it lives.
+    A layout follows by formula (:mod:`lwdna.fx_passes.formulas`), is that of a call which differed
+    in the names of sizes only (:mod:`lwdna.fx_passes.layouts`), or that of the same call (whatever
+    else returns new tensors). All passes share one memory, :data:`KERNELS`; of what a layout
+    depends on besides the arguments, the default dtype is remembered too. Operators of other
+    libraries, whose kernels may be registered anew, are run each time.
     """
 
     def __init__(self) -> None:
@@ -37,19 +45,19 @@ class MetaKernels:
 
     def __call__(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """``func(*args, **kwargs)``: new tensors, whether its layout was known or not."""
+        layout = by_formula(func, args, kwargs)
+        if layout is not None:
+            return _made(True, [layout])
         functional = _is_functional(func)
         if is_parametric(func) and (functional or _is_in_place(func)):
             try:
-                pattern = Pattern(func, args, kwargs)
+                pattern = Pattern(func, args, kwargs, torch.get_default_dtype())
             except TypeError:  # an argument that is no plain value, or a tensor of other strides
                 pass
             else:
                 return self._by_pattern(pattern, func, args, kwargs)
-        if not functional:
+        if not (functional or func in _MAYBE_VIEWS):
             return func(*args, **kwargs)
-        layout = convolved(func, args, kwargs)
-        if layout is not None:
-            return _made(True, [layout])
         return self._by_call(func, args, kwargs)
 
     def _by_pattern(
@@ -63,17 +71,18 @@ class MetaKernels:
         result = func(*args, **kwargs)
         lone = isinstance(result, Tensor)
         if result is args[0]:
-            if _layout(result) == before and not _is_functional(func):
-                self._named[pattern.key] = (lone, None)
+            if _layout(result) == before:
+                self._remember(self._named, pattern.key, (lone, None))
         else:
             named = pattern.named(_new_tensors(result, args, kwargs))
             if named is not None:
-                self._named[pattern.key] = (lone, named)
+                self._remember(self._named, pattern.key, (lone, named))
         return result
 
     def _by_call(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         try:
-            key = (func, _signature(args), _signature(tuple(kwargs.items())))
+            own = _signature(args), _signature(tuple(kwargs.items()))
+            key = (func, *own, torch.get_default_dtype())
             known = self._known.get(key)
         except TypeError:  # an argument that is no plain value
             return func(*args, **kwargs)
@@ -82,8 +91,19 @@ class MetaKernels:
         result = func(*args, **kwargs)
         tensors = _new_tensors(result, args, kwargs)
         if tensors:
-            self._known[key] = (isinstance(result, Tensor), [_layout(t) for t in tensors])
+            entry = isinstance(result, Tensor), [_layout(t) for t in tensors]
+            self._remember(self._known, key, entry)
         return result
+
+    @staticmethod
+    def _remember(memory: dict[Any, Any], key: Any, entry: Any) -> None:
+        if len(memory) >= _MOST:
+            memory.clear()
+        memory[key] = entry
+
+
+#: The memory of all passes.
+KERNELS = MetaKernels()
 
 
 def _layout(tensor: Tensor) -> Layout:
@@ -110,10 +130,11 @@ def _new_tensors(result: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 @cache
 def _is_functional(func: OpOverload) -> bool:
-    """Whether an operator takes tensors, writes to none, and returns new ones only."""
+    """Whether an operator of torch takes tensors, writes to none, and returns new ones only."""
     arguments, returns = func._schema.arguments, func._schema.returns
     return (
-        any("Tensor" in str(a.type) for a in arguments)
+        func.namespace == "aten"
+        and any("Tensor" in str(a.type) for a in arguments)
         and len(returns) > 0  # an assertion returns nothing
         and all(str(r.type) == "Tensor" for r in returns)
         and not any(a.alias_info for a in arguments)
@@ -150,13 +171,12 @@ def _signature(value: Any) -> Any:
 
 
 class MetaMode(TorchDispatchMode):
-    """Sends every operator to remembered meta kernels."""
+    """Sends every operator to the remembered meta kernels."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._kernels = MetaKernels()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return self._kernels(func, args, kwargs or {})
+        return KERNELS(func, args, kwargs or {})

@@ -1,14 +1,13 @@
 """Layouts of results, worked out from those of the arguments instead of by running an operator.
 
-Two theorems. What a pointwise operator, a norm or a product returns has sizes of its arguments, so
-two calls that differ in the names of sizes only return the same, up to these names. And the sizes
-of a convolution follow a formula. Both are used on contiguous tensors alone, whose strides follow
-from their sizes.
+What a pointwise operator, a norm or a product returns has sizes of its arguments, so two calls that
+differ in the names of sizes only return the same, up to these names. This is used on contiguous
+tensors alone, whose strides follow from their sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -34,7 +33,6 @@ _PARAMETRIC = frozenset(
         aten.dropout_,
         aten.hardswish,
         aten.hardswish_,
-        aten.layer_norm,
         aten.linear,
         aten.matmul,
         aten.mm,
@@ -43,14 +41,6 @@ _PARAMETRIC = frozenset(
         aten.native_layer_norm,
         aten.softmax,
         aten._softmax,
-    )
-)
-_CONVOLUTIONS = frozenset(
-    (
-        aten.conv1d.default,
-        aten.conv2d.default,
-        aten.conv3d.default,
-        aten.convolution.default,
     )
 )
 
@@ -130,47 +120,3 @@ class Pattern:
         sizes = list(self._names)
         shapes = [(dtype, tuple([sizes[name] for name in names])) for dtype, names in named]
         return [(shape, strides_of(shape), dtype) for dtype, shape in shapes]
-
-
-def convolved(func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
-    """Layout of a convolution's result; None where the formula is not sure to hold.
-
-    Source: https://pytorch.org/docs/stable/generated/torch.nn.Conv2d.html ("Shape").
-    """
-    if func not in _CONVOLUTIONS or kwargs:
-        return None
-    defaults = (a.default_value for a in func._schema.arguments[len(args) :])
-    given: tuple[Any, ...] = (*args, *defaults)
-    x, weight, bias, *options = given
-    transposed = False
-    if func is aten.convolution.default:
-        *options, transposed, _output_padding, groups = options
-        options = [*options, groups]
-    rank = x.dim() - 2
-    if transposed or len(options) != 4 or rank < 1 or weight.dim() != rank + 2:
-        return None
-    stride, padding, dilation = (_per_dimension(o, rank) for o in options[:3])
-    groups = options[3]
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    fits = (
-        x.shape[1] == weight.shape[1] * groups
-        and weight.shape[0] % groups == 0
-        and (bias is None or bias.shape == weight.shape[:1])
-        and all(is_dense(t) and t.dtype is x.dtype for t in tensors)
-        and x.dtype.is_floating_point
-    )
-    spatial = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(
-            x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
-        )
-    ]
-    shape = (x.shape[0], weight.shape[0], *spatial)
-    if not fits or min(*shape, *x.shape, *weight.shape) < 1:
-        return None
-    return shape, strides_of(shape), x.dtype
-
-
-def _per_dimension(option: Any, rank: int) -> list[int]:
-    values = [option] if isinstance(option, int) else list(option)
-    return values * rank if len(values) == 1 else values

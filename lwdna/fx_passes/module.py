@@ -28,6 +28,8 @@ FUNCTIONS = "_functions"
 #: What these add to a copy's attributes is missing in old pickles only.
 _COMPLETING = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
 _ATOMS = frozenset((bool, int, float, str, type(None)))
+_DICTS = frozenset((dict, OrderedDict))
+_NO_TENSORS = _ATOMS | _DICTS | {tuple, list, set}
 
 
 class Container(nn.Module):
@@ -68,7 +70,9 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     for child in module.modules():
         yield from (p for p in child._parameters.values() if p is not None)
         yield from (b for b in child._buffers.values() if b is not None)
-        yield from (v for v in vars(child).values() if isinstance(v, Tensor))
+        for value in vars(child).values():
+            if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
+                yield value
 
 
 def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
@@ -82,14 +86,13 @@ def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
         if id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, replace(tensor))
     try:
-        kinds = {kind for kind in set(map(type, module.modules())) if _is_plain(kind)}
-        plain = [child for child in module.modules() if type(child) in kinds]
+        modules = list(module.modules())
+        kinds = {kind for kind in set(map(type, modules)) if _is_plain(kind)}
+        plain = [child for child in modules if type(child) in kinds]
         for child in plain:
             memo[id(child)] = type(child).__new__(type(child))
         for child in reversed(plain):  # a captured part assembles its tree as soon as it is copied
-            memo[id(child)].__dict__.update(
-                {name: _copied(value, memo) for name, value in vars(child).items()}
-            )
+            _copy_entries(vars(child), memo[id(child)].__dict__, memo)
         return copy.deepcopy(module, memo)
     except Exception as e:
         raise UnsupportedModelError(
@@ -119,14 +122,21 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value), memo)
     if known is not memo:
         return known
-    if kind in (dict, OrderedDict):
-        new = memo[id(value)] = kind()
-        for key, entry in value.items():
-            new[_copied(key, memo)] = _copied(entry, memo)
+    if kind in _DICTS:
+        new: dict[Any, Any] = kind()
+        memo[id(value)] = new
+        if value:  # most are dicts of hooks, without any
+            _copy_entries(value, new, memo)
         return new
     if kind in (tuple, set) and all(type(entry) in _ATOMS for entry in value):
         return value if kind is tuple else set(value)
     return copy.deepcopy(value, memo)
+
+
+def _copy_entries(old: dict[Any, Any], new: dict[Any, Any], memo: dict[int, Any]) -> None:
+    for key, value in old.items():
+        own = key if type(key) in _ATOMS else _copied(key, memo)
+        new[own] = value if type(value) in _ATOMS else _copied(value, memo)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:

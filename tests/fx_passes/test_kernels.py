@@ -87,6 +87,75 @@ def test_convolutions_have_the_layouts_of_executed_ones(
             getattr(torch, name)(x, w, given, **options)
 
 
+def _empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+BY_FORMULA = [
+    lambda: aten.mean.dim(_empty(2, 3, 4), [-1, 0]),
+    lambda: aten.mean.dim(_empty(2, 3, 4, dtype=torch.float64), [1], True),
+    lambda: aten.mean.dim(_empty(2, 3, 4), None, True),
+    lambda: aten.mean.dim(_empty(2, 3, 4), []),
+    lambda: aten.sum.dim_IntList(_empty(2, 3, 4), [2]),
+    lambda: aten.sum.dim_IntList(_empty(2, 3, dtype=torch.int32), [0]),
+    lambda: aten.sum.dim_IntList(_empty(2, 3), [0], dtype=torch.float64),
+    lambda: aten.amax.default(_empty(2, 3, 4), [1, 2], True),
+    lambda: aten.amin.default(_empty(2, 3, 4)),
+    lambda: aten.mean.dim(_empty(2, 3, 4).transpose(0, 1), [0]),
+    lambda: aten.mean.dim(_empty(2, 0, 4), [0]),
+    lambda: aten.cat.default([_empty(2, 3), _empty(2, 5)], -1),
+    lambda: aten.cat.default([_empty(2, 3), _empty(4, 3)]),
+    lambda: aten.cat.default([_empty(2, 3), _empty(2, 3, dtype=torch.float64)]),
+    lambda: aten.cat.default([_empty(0), _empty(2, 3)]),
+    lambda: aten.layer_norm.default(_empty(2, 3, 4), [4], _empty(4), _empty(4), 1e-5),
+    lambda: aten.layer_norm.default(_empty(2, 3, 4), [3, 4]),
+    lambda: aten.layer_norm.default(_empty(2, 3, 4).mT, [3], _empty(3)),
+    lambda: aten.roll.default(_empty(2, 3, 4), [1, -2], [0, -1]),
+    lambda: aten.roll.default(_empty(2, 3, 4), [1]),
+    lambda: aten.roll.default(_empty(2, 3, 4).mT, [1], [0]),
+    lambda: aten.contiguous.default(_empty(2, 3, 4).mT),
+    lambda: aten.contiguous.default(_empty(2, 3, 4)),
+    lambda: aten.reshape.default(_empty(2, 3, 4).mT, [2, 12]),
+    lambda: aten.reshape.default(_empty(2, 3, 4), [-1]),
+]
+
+
+@pytest.mark.parametrize("call", BY_FORMULA)
+def test_formulas_give_the_layouts_of_executed_operators(call: Any) -> None:
+    with torch.inference_mode(), Compared(MetaKernels()):
+        call()
+
+
+REFUSED = [
+    lambda: aten.mean.dim(_empty(2, 3), [2]),
+    lambda: aten.mean.dim(_empty(2, 3), [0, -2]),
+    lambda: aten.mean.dim(_empty(2, 3, dtype=torch.int32), [0]),
+    lambda: aten.cat.default([_empty(2, 3), _empty(4, 5)]),
+    lambda: aten.cat.default([_empty(2, 3), _empty(2, 3)], 2),
+    lambda: aten.layer_norm.default(_empty(2, 3), [2]),
+    lambda: aten.layer_norm.default(_empty(2, 3), [3], _empty(2)),
+    lambda: aten.roll.default(_empty(2, 3), [1], [2]),
+    lambda: aten.roll.default(_empty(2, 3), [1], [0, 1]),
+]
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_formulas_refuse_what_operators_refuse(call: Any) -> None:
+    for mode in (torch.inference_mode(), MetaMode()):
+        with pytest.raises((RuntimeError, IndexError, ValueError)), mode:
+            call()
+
+
+def test_another_default_dtype_is_another_call(meta: Tensor) -> None:
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            with MetaMode():
+                assert (meta / 2).dtype == meta.sum(0).true_divide(3).dtype == dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     "weight, bias",
     [((4, 5, 1, 1), (4,)), ((4, 6, 9, 9), (4,))],
