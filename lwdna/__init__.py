@@ -11,6 +11,7 @@ from lwdna.errors import (
     BudgetError,
     CaptureError,
     ConstraintError,
+    LatencyError,
     LwdnaError,
     ResizeError,
     ScoringError,
@@ -26,6 +27,7 @@ from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.verify import Verification, verify
 from lwdna.fx_passes.widen import widen
 from lwdna.graph import ChannelGraph, ChannelGroup
+from lwdna.latency import LatencyTable, measure_latency
 from lwdna.scoring import SGD, Scoring, ScoringContext, criteria, criterion, score
 from lwdna.scoring import get as get_criterion
 from lwdna.selection import Selection, select
@@ -47,6 +49,8 @@ __all__ = [
     "Explanation",
     "Floors",
     "GroupWidth",
+    "LatencyError",
+    "LatencyTable",
     "LwdnaError",
     "ResizeError",
     "Scoring",
@@ -63,6 +67,7 @@ __all__ = [
     "criterion",
     "explain",
     "get_criterion",
+    "measure_latency",
     "output_channels",
     "recipes",
     "resize",

@@ -12,7 +12,7 @@ import numpy as np
 
 from lwdna.constraints import Constraints
 from lwdna.cost import METRICS, Cost
-from lwdna.errors import BudgetError
+from lwdna.errors import BudgetError, LatencyError
 from lwdna.graph import ChannelGraph
 from lwdna.width_rules import WidthRules, resolve
 
@@ -23,6 +23,9 @@ MOST_RELATIVE = 10
 _TEXT = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)\s*(?P<unit>[kmgt%]?)", re.IGNORECASE
 )
+_TIME = re.compile(r"(?P<number>(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)\s*(?P<unit>s|ms|us|µs)")
+_PICOSECONDS = {"s": 10**12, "ms": 10**9, "us": 10**6, "µs": 10**6}
+_TIMES = '"12ms", "350us", "0.5s", "90%" (of the baseline), "0.9" (a fraction of it)'
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _FORMS = '"3.7G", "23.7M", "850K", "3.7e9", "90%" (of the baseline), "0.9" (a fraction of it)'
 
@@ -42,6 +45,8 @@ class Budget:
         flops_paper: the paper's count (see :class:`lwdna.cost.Cost`).
         activations: elements in the outputs of convolutions, linear layers and matrix products
             per input; a limit in bytes is this times the bytes per element.
+        latency: seconds of a forward pass, as ``"12ms"``, ``"350us"`` or ``"0.5s"``, or a fraction
+            of the baseline's; needs a table of :func:`lwdna.measure_latency`.
 
     Raises:
         TypeError: a limit is neither number nor text.
@@ -58,6 +63,7 @@ class Budget:
     params: float | str | None = None
     flops_paper: float | str | None = None
     activations: float | str | None = None
+    latency: float | str | None = None
 
     def __post_init__(self) -> None:
         if not self._given():
@@ -81,10 +87,18 @@ class Budget:
             baseline: cost of the unwidened network, to which fractions refer.
 
         Returns:
-            Metric name -> limit, for the metrics that are given.
+            Metric name -> limit, for the metrics that are given; latency in picoseconds.
+
+        Raises:
+            LatencyError: latency is limited, and the baseline has none.
         """
         limits = {}
         for metric, value in self._given().items():
+            if metric == "latency" and not baseline.latency:
+                raise LatencyError(
+                    f"budget latency={value!r}: nothing was measured; pass "
+                    "latency=lwdna.measure_latency(model, example_inputs)"
+                )
             amount, relative = _parse(metric, value)
             limits[metric] = int(amount * baseline[metric] if relative else amount)
         return limits
@@ -105,6 +119,10 @@ def _parse(metric: str, value: object) -> tuple[Fraction, bool]:
         relative = not whole and amount <= MOST_RELATIVE
     if amount <= 0:
         raise ValueError(f"budget {metric}={value}: must be positive and finite")
+    if metric == "latency" and not relative:
+        if not isinstance(value, str) or whole:
+            raise ValueError(f"budget latency={value!r}: write seconds as text, {_TIMES}")
+        return amount, False
     if whole and amount <= MOST_RELATIVE:
         raise ValueError(
             f"budget {metric}={value}: an int is an absolute figure; write {float(amount)} for a "
@@ -117,9 +135,12 @@ def _parse(metric: str, value: object) -> tuple[Fraction, bool]:
 
 def _parse_text(metric: str, text: str) -> tuple[Fraction, bool, bool]:
     """(amount, whether relative, whether a bare int)."""
+    if metric == "latency" and (time := _TIME.fullmatch(text.strip())) is not None:
+        return Fraction(time["number"]) * _PICOSECONDS[time["unit"]], False, False
     found = _TEXT.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"budget {metric}={text!r}: not a limit; write it as {_FORMS}")
+    if found is None or (metric == "latency" and found["unit"] not in ("", "%")):
+        forms = _TIMES if metric == "latency" else _FORMS
+        raise ValueError(f"budget {metric}={text!r}: not a limit; write it as {forms}")
     number, unit = Fraction(found["number"]), found["unit"].lower()
     if unit == "%":
         return number / 100, True, False

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from lwdna.channels import Ids
 
-TermKind = Literal["conv", "linear", "matmul", "norm", "relu", "params", "activations"]
-METRICS = ("macs", "flops_paper", "params", "activations")
+TermKind = Literal["conv", "linear", "matmul", "norm", "relu", "params", "activations", "latency"]
+METRICS = ("macs", "flops_paper", "params", "activations", "latency")
 _IN_METRIC: dict[str, tuple[TermKind, ...]] = {
     "macs": ("conv", "linear", "matmul"),
     "flops_paper": ("conv", "linear", "norm", "relu"),
     "params": ("params",),
     "activations": ("activations",),
+    "latency": ("latency",),
 }
 
 
@@ -44,6 +45,8 @@ class Cost:
         activations: elements in the outputs of all convolutions, linear layers and matrix
             products. Times the bytes per element, this is the memory that these outputs take;
             the attention scores count also where a fused kernel never stores them.
+        latency: picoseconds of a forward pass as a :class:`lwdna.LatencyTable` predicts them, for
+            the batch that it was measured with; 0 without a table.
 
     Source: METHOD §4; torch.utils.flop_counter; activations: Radosavovic et al., "Designing
     Network Design Spaces", CVPR 2020, section 3 (the outputs of convolutions), with linear layers
@@ -54,6 +57,7 @@ class Cost:
     flops_paper: int
     params: int
     activations: int
+    latency: int = 0
 
     def __getitem__(self, metric: str) -> int:
         if metric not in METRICS:

@@ -54,5 +54,9 @@ class ScoringError(LwdnaError):
     """The batch or the loss cannot score channels (wrong shape, empty, NaN, no gradient)."""
 
 
+class LatencyError(LwdnaError, ValueError):
+    """A latency budget without a table that fits, or a table that cannot be measured or read."""
+
+
 class VerificationError(LwdnaError, AssertionError):
     """An invariant does not hold; names the invariant, the tensor and the difference."""

@@ -300,6 +300,10 @@ class ChannelGraph:
             raise ConstraintError(problems)
         return replace(self, groups=tuple(groups))
 
+    def with_terms(self, terms: Iterable[Term]) -> ChannelGraph:
+        """The same graph with more cost terms, whose vectors are of its unit ids."""
+        return replace(self, terms=(*self.terms, *terms))
+
     def restrict(self, copies: Copies) -> ChannelGraph:
         """The channel graph of the resized network, in closed form.
 

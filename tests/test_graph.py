@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lwdna.channels import Slot
-from lwdna.cost import Cost, CostModel, Term
+from lwdna.cost import METRICS, Cost, CostModel, Term
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
@@ -391,9 +391,9 @@ def test_cost_model_is_coefficient_times_lengths() -> None:
 
 
 def test_costs_are_read_by_metric_name() -> None:
-    cost = Cost(macs=1, flops_paper=2, params=3, activations=4)
-    assert [cost[m] for m in ("macs", "flops_paper", "params", "activations")] == [1, 2, 3, 4]
-    assert cost.as_dict() == {"macs": 1, "flops_paper": 2, "params": 3, "activations": 4}
+    figures = {"macs": 1, "flops_paper": 2, "params": 3, "activations": 4, "latency": 5}
+    cost = Cost(**figures)
+    assert {m: cost[m] for m in METRICS} == cost.as_dict() == figures
     with pytest.raises(KeyError, match="flops_paper"):
         cost["flops"]
 

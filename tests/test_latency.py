@@ -1,0 +1,151 @@
+"""Latency as a budget: the fit, the prediction at any widths, and the selection by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import lwdna
+from lwdna.fx_passes.timing import time_network, time_nodes
+from lwdna.fx_passes.verify import random_copies
+from lwdna.fx_passes.widen import widen_copies
+from lwdna.latency.fit import fit_operator
+from lwdna.latency.sizes import amounts, operator_sizes
+from lwdna.latency.table import OperatorLatency, Setting
+
+LATENCY = OperatorLatency(fixed=2e-8, per_written=3e-10, per_read=1e-10, per_mac=5e-12)
+SETTING = Setting("cpu", 1, "float32", ((2, 3, 32, 32),), False, 1, 16, 5, 0, {"torch": "2"})
+
+
+Measured = tuple[nn.Module, nn.Module, lwdna.ChannelGraph, lwdna.LatencyTable]
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def network() -> Measured:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet").eval()
+    gm = lwdna.capture(model, images())
+    graph = lwdna.analyse(gm, images())
+    operators = dict.fromkeys(operator_sizes(gm, graph), LATENCY)
+    return model, gm, graph, lwdna.LatencyTable(operators, 1.5, 0.05, SETTING)
+
+
+def test_the_fit_finds_the_law_behind_the_seconds() -> None:
+    random = np.random.default_rng(0)
+    found = [tuple(float(v) for v in row) for row in random.integers(10**3, 10**7, (12, 3))]
+    fitted = fit_operator(found, [LATENCY.seconds(*amounts) for amounts in found])
+    for name, value in vars(LATENCY).items():
+        assert getattr(fitted, name) == pytest.approx(value, rel=1e-6), name
+
+
+def test_no_part_of_a_fit_is_negative() -> None:
+    falling = fit_operator([(float(n), 0.0, 0.0) for n in (1, 2, 3, 4)], [4.0, 3.0, 2.0, 1.0])
+    assert min(vars(falling).values()) >= 0 and falling.fixed > 0
+
+
+def test_sizes_are_those_of_the_resized_network(network: Measured) -> None:
+    _, gm, graph, _ = network
+    copies = random_copies(graph, 0.6, np.random.default_rng(3))
+    small = lwdna.resize(gm, graph, copies)
+    own = operator_sizes(small, lwdna.analyse(small, images()))
+    after = {name: amounts(size, copies) for name, size in operator_sizes(gm, graph).items()}
+    alone = lwdna.analyse(small, images()).keep_all()
+    assert after == {name: amounts(size, alone) for name, size in own.items()}
+    width = small.get_parameter("layer1.0.conv1.weight").shape[0]
+    assert after["layer1_0_conv1"][0] % width == 0
+
+
+@pytest.mark.parametrize("widen", [1.0, 2.0])
+def test_predicted_latency_is_the_scaled_sum_over_operators(
+    network: Measured, widen: float
+) -> None:
+    _, gm, graph, table = network
+    timed = table.timed(gm, graph).restrict(widen_copies(graph, widen))
+    copies = random_copies(timed, 0.5, np.random.default_rng(1))
+    wide = graph.restrict(widen_copies(graph, widen))
+    sizes = operator_sizes(gm, wide)
+    seconds = sum(LATENCY.seconds(*amounts(size, copies)) for size in sizes.values())
+    assert timed.cost(copies).latency / 1e12 == pytest.approx(1.5 * seconds, rel=1e-3)
+    assert replace(timed.cost(copies), latency=0) == wide.cost(copies)
+
+
+def test_shrink_meets_a_latency_budget(network: Measured) -> None:
+    model, _, _, table = network
+    budget = lwdna.Budget(latency=0.7, macs="90%")
+    net = lwdna.shrink(
+        model, budget, latency=table, criterion="random", example_inputs=images(), widen=1.0
+    )
+    dna = net.meta["lwdna"]
+    assert 0.6 * dna.before.latency < dna.after.latency <= 0.7 * dna.before.latency
+    small = lwdna.capture(net.eval(), images())
+    again = table.timed(small, lwdna.analyse(small, images()))
+    assert again.cost().latency == pytest.approx(dna.after.latency, rel=1e-9)
+
+
+def test_latency_limits_are_read_as_times(network: Measured) -> None:
+    _, gm, graph, table = network
+    before = table.timed(gm, graph).cost()
+    for given, expected in (("12ms", 12 * 10**9), ("0.5s", 5 * 10**11), ("350us", 35 * 10**7)):
+        assert lwdna.Budget(latency=given).limits(before) == {"latency": expected}
+    half = {"latency": before.latency // 2}
+    assert lwdna.Budget(latency="50%").limits(before) == half
+    assert lwdna.Budget(latency=0.5).limits(before) == half
+    for wrong in ("12G", "12 parsecs", 12, 20.0, "12"):
+        with pytest.raises(ValueError, match=r"latency=.*ms"):
+            lwdna.Budget(latency=wrong)
+
+
+def test_errors_name_what_is_missing(network: Measured, tmp_path: Path) -> None:
+    model, gm, graph, table = network
+    with pytest.raises(lwdna.LatencyError, match=r"pass latency=lwdna\.measure_latency"):
+        lwdna.shrink(model, lwdna.Budget(latency=0.7), criterion="random", example_inputs=images())
+    fewer = replace(
+        table, operators={k: v for k, v in table.operators.items() if k != "layer1_0_conv1"}
+    )
+    with pytest.raises(lwdna.LatencyError, match="table lacks the node 'layer1_0_conv1'"):
+        fewer.timed(gm, graph)
+    more = replace(table, operators={**table.operators, "conv9": LATENCY})
+    with pytest.raises(lwdna.LatencyError, match="network lacks the node 'conv9'"):
+        more.timed(gm, graph)
+    file = tmp_path / "table.json"
+    file.write_text('{"operators": {}}')
+    with pytest.raises(lwdna.LatencyError, match="measure again"):
+        lwdna.LatencyTable.load(file)
+    with pytest.raises(lwdna.LatencyError, match="four or more"):
+        lwdna.measure_latency(model, images(), configurations=3)
+
+
+def test_a_table_survives_its_file(network: Measured, tmp_path: Path) -> None:
+    table = network[3]
+    table.save(tmp_path / "table.json")
+    assert lwdna.LatencyTable.load(tmp_path / "table.json") == table
+
+
+def test_measuring_covers_every_operator_and_changes_nothing(network: Measured) -> None:
+    model, gm, graph, _ = network
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    table = lwdna.measure_latency(model, images(), configurations=4, repeats=1, divisor=8)
+    assert set(table.operators) == set(operator_sizes(gm, graph))
+    assert all(min(vars(o).values()) >= 0 for o in table.operators.values()) and table.scale > 0
+    assert table.setting.shapes == ((2, 3, 32, 32),) and table.setting.divisor == 8
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert not model.training and table.timed(gm, graph).cost().latency > 0
+
+
+def test_nodes_and_network_are_timed(network: Measured) -> None:
+    gm = network[1]
+    seconds = time_nodes(gm, (images(),), 2)
+    assert set(seconds) == {node.name for node in gm.graph.nodes}
+    assert seconds["layer1_0_conv1"] > 0 and time_network(gm, (images(),), 2) > 0
