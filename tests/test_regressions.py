@@ -227,3 +227,35 @@ def test_a_list_of_maps_is_one_argument() -> None:
             return [self.b(self.a(x)) for x in maps]
 
     lwdna.verify(Levels(), ([X, X[..., ::2, ::2]],))
+
+
+class Coordinates(nn.Module):
+    """A bias from a table of coordinates (Swin V2), or from fixed random features of it."""
+
+    def __init__(self, features: int = 0) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Linear(5, 16), nn.Linear(16, 3)
+        self.register_buffer("table", torch.randn(7, 2))
+        self.register_buffer("waves", torch.randn(2, features) if features else None)
+        self.mlp = nn.Sequential(nn.Linear(features or 2, 12), nn.ReLU(), nn.Linear(12, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.table if self.waves is None else (self.table @ self.waves).sin()
+        out: Tensor = self.fc((self.stem(x) + self.mlp(given)).relu().mean(1))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [(0, {"stem", "mlp.0"}), (6, {"stem", "mlp.0", "waves[1]"})],
+    ids=["coordinates", "random features"],
+)
+def test_a_table_of_constants_is_data_and_fixed_weights_have_channels(
+    features: int, expected: set[str]
+) -> None:
+    model, x = Coordinates(features), torch.randn(2, 7, 5)
+    lwdna.verify(model, x)
+    graph = lwdna.analyse(lwdna.capture(model, x), x)
+    assert {g.name for g in graph.groups if g.prunable} == expected
+    table = next(g for g in graph.groups if "table[1]" in {str(slot) for slot, _ in g.slots})
+    assert any("entries of the constant" in reason for reason, _ in table.reasons)

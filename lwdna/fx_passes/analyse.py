@@ -121,6 +121,7 @@ def close_graph(
         fixed = prod(n for n, v in zip(out.shape, out.vectors, strict=True) if v is None)
         mode.node = ""
         mode.add_term("relu", fixed, out.vectors)
+    _freeze_data(mode)
     resolve(mode.space, policy)
     _close_kernels(mode)
     _param_terms(mode, twin)
@@ -152,6 +153,29 @@ def watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]
         if isinstance(module, _COUNTED):
             module.register_forward_hook(hook(module))
     return last
+
+
+def _freeze_data(mode: ChannelMode) -> None:
+    """Freeze constants that layers take in and none puts out (coordinates, frequencies).
+
+    They are data, as the channels of an image are: a copy would say nothing new, and what is
+    removed, no training brings back.
+    """
+    space = mode.space
+    made = np.zeros(space.size, dtype=bool)  # by representative
+    rectangles = (ids for r in space.rectangles for ids in (r.whole, *r.axes))
+    for ids in (*mode.made, *rectangles):
+        made[space.find(ids)] = True
+    buffers = {name: vectors for name, vectors in mode.tensors.items() if name in mode._buffers}
+    for name in mode.tensors.keys() - buffers.keys():
+        taken_in = mode.roles[name].in_dim if name in mode.roles else None
+        for d, v in enumerate(mode.tensors[name]):
+            if v is not None and d != taken_in:
+                made[space.find(v)] = True
+    for name, vectors in buffers.items():
+        for v in vectors:
+            if v is not None:
+                space.freeze(v[~made[space.find(v)]], f"entries of the constant {name!r}", "")
 
 
 def _close_kernels(mode: ChannelMode) -> None:

@@ -14,7 +14,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lwdna.channels import ChannelSpace, Slot, Vector, Vectors
+from lwdna.channels import ChannelSpace, Ids, Slot, Vector, Vectors
 from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError
 from lwdna.fx_passes.composites import primitive
@@ -40,6 +40,7 @@ class ChannelMode(TorchDispatchMode):
         self.facts: dict[str, dict[str, Vector]] = {}
         self.roles: dict[str, WeightRole] = {}
         self.tensors: dict[str, Vectors] = {}
+        self.made: list[Ids] = []  # channels that weights put out, be they parameters or not
         self._names = {id(t): n for n, t in (*root.named_parameters(), *root.named_buffers())}
         self._buffers = {name for name, _ in root.named_buffers()}
         # The tensor is kept with its vectors: an id is only unique while its object lives.
@@ -107,10 +108,13 @@ class ChannelMode(TorchDispatchMode):
 
     def add_role(self, weight: Tensor, out_dim: int, in_dim: int, kernel: int) -> None:
         """Record which dimensions of the parameter behind ``weight`` are outputs and inputs."""
-        name = self.origin(weight)
+        name, vectors = self.origin(weight), self.vectors(weight)
+        made = vectors[out_dim]
+        if made is not None:
+            self.made.append(made)
         if name is None:
             return
-        vectors, own = self.vectors(weight), self.tensors.get(name, ())
+        own = self.tensors.get(name, ())
         out, into = vectors[out_dim], vectors[in_dim]
         if len(own) == 2 and weight.dim() > 2:  # a matrix that a batched product saw as a batch
             out_dim, in_dim = 0, 1
