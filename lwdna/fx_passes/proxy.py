@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dis
 import math
 import operator
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +28,7 @@ _INVARIANT = ("ndim", "is_cuda", "is_quantized", "is_sparse", "layout", "names")
 _OPAQUE = object()
 _SIZES = (int, float, tuple)
 _DEVICE_TYPE = "cpu"
+_LENGTH = len  # whose name means another function while a network is traced
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
 _NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
@@ -58,6 +62,7 @@ class HintedProxy(Proxy):
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         if isinstance(self.hint, dict) and name in ("values", "items"):
+            _guard_length(self)
             pairs = [(key, self._entry(key)) for key in self.hint]
             return lambda: pairs if name == "items" else [value for _, value in pairs]
         value = getattr(self.hint, name)
@@ -102,21 +107,23 @@ class HintedProxy(Proxy):
     def __len__(self) -> int:
         if isinstance(self.hint, Tensor):
             return operator.index(self.shape[0])
+        _guard_length(self)
         return len(self.hint)
 
     def __contains__(self, item: Any) -> bool:
         return any(bool(entry == item) for entry in self)
 
     def __iter__(self) -> Iterator[Any]:
-        if isinstance(self.hint, dict):
-            return iter(self.hint)
-        return iter([self._entry(i) for i in range(len(self.hint))])
+        unpacked = _unpacks(sys._getframe(1)) and self.node.op != "placeholder"
+        n = len(self.hint) if unpacked else len(self)
+        return iter(self.hint if isinstance(self.hint, dict) else map(self._entry, range(n)))
 
     def _entry(self, key: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def keys(self) -> Any:
         """Keys of a dict's hint."""
+        _guard_length(self)
         return self.hint.keys()
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -151,9 +158,35 @@ def _guard(proxy: HintedProxy) -> None:
     if not sizes or not all(isinstance(hint_of(s), _SIZES) for s in sizes):
         return  # dtypes, devices and flags are free to change, as in the model
     node.meta["guarded"] = True
-    condition = tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
     message = f"the control flow was captured for {value!r} at {source_line()}: capture again"
-    tracer.create_proxy("call_function", torch._assert, (condition, message), {})
+    _assert_equal(proxy, value, message)
+
+
+def _guard_length(proxy: HintedProxy) -> None:
+    """Assert in the graph that a container over which the model went has as many entries."""
+    node, value, tracer = proxy.node, proxy.hint, proxy.tracer
+    if tracer.evaluation.running or "guarded" in node.meta:
+        return
+    if not isinstance(value, (list, dict)) and type(value) is not tuple:
+        return  # a shape, or a tuple with named fields: as long for any input
+    node.meta["guarded"] = True
+    what = f"the argument {node.target!r}" if node.op == "placeholder" else repr(node.name)
+    message = (
+        f"{what} had {len(value)} entries when the network was captured, which goes over them at "
+        f"{source_line()}: give {len(value)}, or capture again with as many as you give"
+    )
+    length = tracer.create_proxy("call_function", _LENGTH, (proxy,), {})
+    _assert_equal(length, len(value), message)
+
+
+def _assert_equal(proxy: HintedProxy, value: Any, message: str) -> None:
+    condition = proxy.tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
+    proxy.tracer.create_proxy("call_function", torch._assert, (condition, message), {})
+
+
+def _unpacks(frame: FrameType) -> bool:
+    """Whether a frame is at ``a, b = ...``, where the model takes no other number either."""
+    return frame.f_code.co_code[frame.f_lasti] == dis.opmap["UNPACK_SEQUENCE"]
 
 
 def _operands(node: Node) -> list[Any]:
