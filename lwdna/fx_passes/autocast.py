@@ -1,8 +1,8 @@
 """Regions of mixed precision: ``with torch.autocast(...)`` inside ``forward``, as graph nodes.
 
 A graph has no ``with``. Where the model enters and leaves such a region, the graph calls
-:func:`enter_autocast` and :func:`exit_autocast`, as exported graphs do. An exception between the
-two leaves the region open, as there.
+:func:`enter_autocast` and :func:`exit_autocast`, as exported graphs do; the generated code calls
+the second whatever is raised between the two (:mod:`lwdna.fx_passes.codegen`).
 
 Source: torch.amp.autocast_mode (https://docs.pytorch.org/docs/stable/amp.html).
 """

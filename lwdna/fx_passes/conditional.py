@@ -9,10 +9,8 @@ channels, run every node.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from textwrap import indent
 from typing import Any
 
@@ -24,7 +22,6 @@ from lwdna.fx_passes.proxy import has_effect
 
 #: Key of ``Node.meta``: whether only one mode's trace has the node.
 LONE = "lone"
-_MARKER = re.compile(r"# COUNTER: (\d+)\n")
 
 
 @dataclass(frozen=True)
@@ -102,31 +99,10 @@ def _followed(needs: dict[Node, _Needs]) -> dict[Node, Condition]:
     return found
 
 
-def conditional(graph: Graph, body: Iterable[str]) -> list[str]:
-    """Generated code in which nodes with a condition run under it; else their result is None.
-
-    Args:
-        graph: the graph that the code is of.
-        body: the body of its ``forward``, as torch.fx generates it: a marker before each node.
-    """
-    found, nodes = conditions(graph), list(graph.nodes)
-    if not found:
-        return list(body)
-    head, *rest = _MARKER.split("".join(body))
-    steps = [
-        (nodes[int(index)], f"# COUNTER: {index}\n{code}")
-        for index, code in zip(rest[::2], rest[1::2], strict=True)
-    ]
-    lines = [head]
-    for condition, group in groupby(steps, lambda step: found.get(step[0])):
-        lines.extend(_under(condition, list(group)))
-    return lines
-
-
-def _under(condition: Condition | None, steps: list[tuple[Node, str]]) -> Iterator[str]:
-    code = "".join(text for _, text in steps)
+def under(condition: Condition | None, nodes: Iterable[Node], code: str) -> Iterator[str]:
+    """Code of nodes that run under a condition, if there is one; else their result is None."""
     if condition is None:
         yield code
         return
-    yield " = ".join(node.name for node, _ in steps) + " = None\n"
+    yield " = ".join(node.name for node in nodes) + " = None\n"
     yield f"if {condition}:\n" + indent(code, "    ")

@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import UnsupportedModelError
-from lwdna.fx_passes.conditional import conditional
+from lwdna.fx_passes.codegen import in_blocks
 from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.pickling import packed, unpacked
@@ -231,8 +231,8 @@ class CapturedModule(GraphModule):
     """
 
     def recompile(self) -> PythonCode:
-        """Generate the code anew: what one mode alone needs runs in that mode alone."""
-        with self.graph.on_generate_code(lambda _: partial(conditional, self.graph)):
+        """Generate the code anew, with its blocks (:mod:`lwdna.fx_passes.codegen`)."""
+        with self.graph.on_generate_code(lambda _: partial(in_blocks, self.graph)):
             return super().recompile()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:

@@ -100,6 +100,31 @@ def test_a_failing_capture_leaves_no_region_open() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+def of_seven_tokens(s: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        y = s.a(x)
+        with torch.autocast("cpu", enabled=False):
+            return y + x.reshape(len(x), 7, 16)
+
+
+@pytest.mark.parametrize("ambient", [False, True])
+def test_an_error_inside_leaves_the_ambient_precision(ambient: bool) -> None:
+    model = Body(of_seven_tokens, a=nn.Linear(16, 16)).eval()
+    for network in (model, capture(model, TOKENS)):
+        with torch.autocast("cpu", torch.float16, ambient):
+            with pytest.raises(RuntimeError, match="shape"):
+                network(TOKENS[:, :5])
+            state = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        assert state == (ambient, torch.float16)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_regions_of_mixed_precision_compile() -> None:
+    model = Body(by_name, a=nn.Linear(16, 16), b=nn.Linear(16, 16)).eval()
+    compiled: Any = torch.compile(capture(model, TOKENS), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(TOKENS), model(TOKENS))
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoints_imported_by_name_are_traced_through(reentrant: bool) -> None:
     def body(s: Any, x: Tensor) -> Tensor:
