@@ -81,8 +81,9 @@ def shrink(
             ``"90%"`` or ``"3.7G"``; a :class:`Budget` limits MACs, params, paper FLOPs or
             activations, relative or absolute.
         data: one batch or anything that yields batches: pairs ``(inputs, targets)`` or dicts (see
-            :func:`lwdna.scoring.as_batches`); without it a synthetic batch is scored, with a
-            warning.
+            :func:`lwdna.scoring.as_batches`), with ``step_fn`` of any form. A list that begins with
+            a tensor, ``[images, labels]``, is one batch. Without data a synthetic batch is scored,
+            with a warning.
         loss_fn: ``loss_fn(outputs, targets)`` -> scalar, a mean over samples; cross entropy on
             logits by default.
         step_fn: ``step_fn(model, batch)`` -> scalar, in place of ``loss_fn``, for batches and

@@ -46,9 +46,9 @@ def take(data: Any, n: int) -> list[Any]:
     """Take up to ``n`` batches from ``data``, as they are.
 
     Args:
-        data: one batch, i.e. a dict, a tensor, a pair (inputs, targets), or a tuple or list that
-            begins with a tensor; or any iterable of batches (a DataLoader, an iterator, a list).
-            No more than ``n`` are taken from it.
+        data: one batch, i.e. a dict, a tensor, a pair (inputs, targets), or a tuple or list of
+            several entries that begins with a tensor; or any iterable of batches (a DataLoader, an
+            iterator, a list). No more than ``n`` are taken from it.
         n: number of batches.
 
     Returns:
@@ -148,7 +148,13 @@ def _is_one_batch(data: Any) -> bool:
     if not isinstance(data, (tuple, list)) or not data:
         return False
     if isinstance(data[0], Tensor):
-        return True
+        if len(data) > 1:
+            return True
+        kind = type(data).__name__  # a step function would get the list for the tensor
+        raise TypeError(
+            f"data is a {kind} of one tensor, which may be the batch or hold it: write the tensor "
+            "alone if that is the batch, [[tensor]] if the list is"
+        )
     if len(data) != 2 or not _holds_tensors(data[0]):
         return False
     # ((a, b), y) and ({"x": a}, y) are pairs; [(x, y), (x, y)] are two of them.

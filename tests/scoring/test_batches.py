@@ -55,6 +55,23 @@ def test_a_list_of_two_batches_is_no_batch() -> None:
     assert len(as_batches([{"image": X, "label": Y}] * 2, 5)) == 2
 
 
+@pytest.mark.parametrize("data", [[X], (X,)])
+def test_one_tensor_in_a_list_is_a_batch_or_holds_one(data: Any) -> None:
+    """A step function would get the list where its batch is the tensor."""
+    got = []
+
+    def step(model: Any, batch: Any) -> Any:
+        got.append(batch)
+        return model(batch[0] if isinstance(batch, list) else batch)
+
+    with pytest.raises(TypeError, match=r"of one tensor, which may be the batch or hold it"):
+        as_batches(data, network=made(Net), step_fn=step)
+    as_batches(X, network=made(Net), step_fn=step)
+    as_batches([[X]], network=made(Net), step_fn=step)
+    as_batches(DataLoader(TensorDataset(X), batch_size=len(X)), network=made(Net), step_fn=step)
+    assert [type(batch) for batch in got] == [torch.Tensor, list, list]
+
+
 def test_a_loader_gives_up_to_n() -> None:
     loader = DataLoader(TensorDataset(torch.arange(10.0)[:, None], torch.arange(10)), batch_size=2)
     batches = as_batches(loader, 3)
