@@ -25,8 +25,6 @@ from lwdna.fx_passes.regions import graphs
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"
 FUNCTIONS = "_functions"
-#: What these add to a copy's attributes is missing in old pickles only.
-_COMPLETING = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
 _ATOMS = frozenset((bool, int, float, str, type(None)))
 _DICTS = frozenset((dict, OrderedDict))
 _NO_TENSORS = _ATOMS | _DICTS | {tuple, list, set}
@@ -103,13 +101,15 @@ def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
 
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Whether deepcopy would copy the attributes of such modules and do nothing else."""
+    # What these add is missing in old pickles only. torch.compile replaces the first.
+    completing = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)
     return (
         not hasattr(kind, "__deepcopy__")
         and all(
             getattr(kind, name) is getattr(nn.Module, name)
             for name in ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
         )
-        and kind.__setstate__ in _COMPLETING
+        and kind.__setstate__ in completing
         and not any("__slots__" in vars(base) for base in kind.__mro__)
     )
 

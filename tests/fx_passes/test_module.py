@@ -102,6 +102,11 @@ def test_depth_does_not_matter() -> None:
     assert len(list(meta_twin(deep).modules())) == 301
 
 
+def test_depth_does_not_matter_after_something_was_compiled() -> None:
+    torch.compile(nn.Linear(1, 1), backend="eager")(torch.ones(1))
+    test_depth_does_not_matter()
+
+
 def test_the_tree_alone_runs_the_graph() -> None:
     x = torch.randn(2, 4)
     gm = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), x).eval()
