@@ -6,6 +6,8 @@ Composite operators decompose by themselves; each primitive one follows its chan
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,8 @@ class ChannelMode(TorchDispatchMode):
         self.made: list[Ids] = []  # channels that weights put out, be they parameters or not
         self._names = {id(t): n for n, t in (*root.named_parameters(), *root.named_buffers())}
         self._buffers = {name for name, _ in root.named_buffers()}
-        # The tensor is kept with its vectors: an id is only unique while its object lives.
-        self._known: dict[int, tuple[Tensor, Vectors]] = {}
+        self._known: dict[int, Vectors] = {}
+        self._watched: dict[int, Tensor | weakref.ref[Tensor]] = {}
         # A buffer is "": no activation, but no parameter either.
         self._origins: dict[int, str] = {id(t): "" for t in root.buffers()}
         self._origins.update({id(t): n for n, t in root.named_parameters()})
@@ -53,9 +55,28 @@ class ChannelMode(TorchDispatchMode):
         """Channel vectors of a tensor; those of a parameter are opened when it is first met."""
         found = self._known.get(id(tensor))
         if found is None:
-            found = (tensor, self._open(tensor))
-            self._known[id(tensor)] = found
-        return found[1]
+            found = self._know(tensor, self._open(tensor))
+        return found
+
+    def _know(self, tensor: Tensor, vectors: Vectors) -> Vectors:
+        self._known[id(tensor)] = vectors
+        self._watch(tensor)
+        return vectors
+
+    def _watch(self, tensor: Tensor) -> None:
+        """See to it that what is known by a tensor's id is not taken for another tensor's.
+
+        An id is only unique while its object lives: a tensor on the meta device is kept, one that
+        holds memory is forgotten when it ends.
+        """
+        key = id(tensor)
+        if key not in self._watched:
+            forget = partial(self._forget, key)
+            self._watched[key] = tensor if tensor.is_meta else weakref.ref(tensor, forget)
+
+    def _forget(self, key: int, _: object) -> None:
+        for kept in (self._known, self._origins, self._watched):
+            kept.pop(key, None)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether the tensor has been met already."""
@@ -88,7 +109,7 @@ class ChannelMode(TorchDispatchMode):
                 f"node {self.node!r}: the rule gives vectors of lengths {lengths} for a result of "
                 f"shape {tuple(tensor.shape)}; the rule of this operator is wrong"
             )
-        self._known[id(tensor)] = (tensor, vectors)
+        self._know(tensor, vectors)
 
     def origin(self, tensor: Tensor) -> str | None:
         """Name of the parameter a tensor is computed from, if it depends on no activation."""
@@ -159,6 +180,7 @@ class ChannelMode(TorchDispatchMode):
         for t in tree_leaves(out):
             if isinstance(t, Tensor):
                 self._origins.setdefault(id(t), next((n for n in names if n), ""))
+                self._watch(t)
 
 
 def _freeze_unknown(op: OpCall, inputs: list[Tensor]) -> None:

@@ -101,7 +101,7 @@ class MaskedMode(ChannelMode):
             if dead is not None:
                 cut = tensor.index_select(dim, torch.nonzero(~dead)[:, 0])
                 rest = [v if d != dim else None for d, v in enumerate(self.vectors(tensor))]
-                self._known[id(cut)] = (cut, tuple(rest))
+                self._know(cut, tuple(rest))
                 tensor = cut
         return tensor
 
@@ -177,8 +177,7 @@ def _entries(
 ) -> NDArray[np.bool_]:
     """Whether each id that the rules open on real inputs of a part is kept.
 
-    A function of its own: a mode keeps every activation that it has met, and they are freed before
-    the part runs again.
+    A function of its own, so that what its mode knows is freed before the part runs again.
     """
     part, prefix = graphs(network)[path], f"{path}." if path else ""
     first = ChannelMode(network)
