@@ -14,7 +14,7 @@ from lwdna.fx_passes.analyse import single_batch
 from lwdna.fx_passes.kernels import MetaKernels, MetaMode
 from lwdna.fx_passes.module import meta_twin, to_meta
 from lwdna.inputs import as_arguments
-from tests.rules.samples import SAMPLES, Sample
+from tests.rules.all_samples import SAMPLES, Sample
 
 aten = torch.ops.aten
 

@@ -19,12 +19,7 @@ from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.rules import registered, registry
 from lwdna.graph import ChannelGraph, Copies
-from tests.rules import (  # noqa: F401  (importing adds their samples)
-    samples_along,
-    samples_detection,
-    samples_weights,
-)
-from tests.rules.samples import SAMPLES, Sample
+from tests.rules.all_samples import SAMPLES, Sample
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=[s.id for s in SAMPLES])
 
@@ -63,7 +58,7 @@ def widened_copies(graph: ChannelGraph) -> Copies:
 def test_every_rule_has_a_sample_that_reaches_it(operator: str) -> None:
     name = operator.removeprefix("aten::")
     samples = [s for s in SAMPLES if name in s.ops.split()]
-    assert samples, f"the rule for {operator} has no sample in samples.py"
+    assert samples, f"the rule for {operator} has no sample in tests/rules/samples_*.py"
 
 
 def test_samples_name_registered_operators_only() -> None:
