@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from lwdna.channels import Policy
 from lwdna.fx_passes import verify
@@ -60,7 +59,7 @@ def check(model: nn.Module, x: Any, expected: Expected, policy: Policy = "auto")
     return graph
 
 
-def resized(gm: GraphModule, x: Any, keep: float = 0.6) -> tuple[ChannelGraph, GraphModule]:
+def resized(gm: nn.Module, x: Any, keep: float = 0.6) -> tuple[ChannelGraph, nn.Module]:
     """The channel graph, and the network at random widths, after what the two must agree on."""
     graph = analyse(gm, x)
     copies = verify.random_copies(graph, keep, np.random.default_rng(0))

@@ -3,99 +3,23 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torchvision.ops import nms, roi_align
 
 import lwdna
-from benchmarks.detectors import DETECTORS, pictures
-from benchmarks.detectors import detector as build_detector
 from lwdna.fx_passes import region_follow, verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.regions import graphs, of_samples
 from lwdna.graph import ChannelGraph
-
-
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-class Head(nn.Module):
-    """A head whose loss is a method of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tower = conv(16, 12)
-        self.score = nn.Conv2d(12, 1, 1)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        return torch.cat([self.score(self.tower(m)).flatten(1) for m in maps], 1)
-
-    def loss(self, scores: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(scores, torch.ones_like(scores))
-
-
-class Detector(nn.Module):
-    """Two levels, proposals by score and NMS, a box head; nothing of torchvision's classes."""
-
-    def __init__(self, between: Callable[[Any, Tensor], Tensor] = lambda s, m: m) -> None:
-        super().__init__()
-        self.stem, self.level = conv(3, 16, 2), conv(16, 16, 2)
-        self.between = between
-        self.head = Head()
-        self.box_head = nn.Sequential(nn.Flatten(), nn.Linear(16 * 9, 20), nn.ReLU())
-        self.box = nn.ModuleDict({"scores": nn.Linear(20, 3), "deltas": nn.Linear(20, 4)})
-
-    def forward(self, images: list[Tensor], targets: Any = None) -> Any:
-        x = torch.stack([F.interpolate(i[None], (16, 16))[0] for i in images])
-        fine = self.between(self, self.stem(x))
-        maps = [fine, self.level(fine)]
-        scores = self.head(maps)
-        rois = [self._boxes(s[:64].detach().sigmoid()) for s in scores]
-        features = self.box_head(roi_align(fine, rois, 3))
-        out = {name: layer(features) for name, layer in self.box.items()}
-        if self.training:
-            labels = torch.cat(
-                [t["labels"][:1].expand(len(r)) for t, r in zip(targets, rois, strict=True)]
-            )
-            return {
-                "objectness": self.head.loss(scores),
-                "classes": F.cross_entropy(out["scores"], labels),
-                "boxes": out["deltas"].abs().mean(),
-            }
-        return [
-            {"boxes": torch.cat(rois) + d, "scores": s.softmax(-1).amax(-1)}
-            for s, d in [(out["scores"], out["deltas"])]
-        ]
-
-    def _boxes(self, scores: Tensor) -> Tensor:
-        chosen = torch.nonzero(scores > scores.median())[:8, 0]
-        corner = torch.stack([chosen % 8, chosen // 8], 1).to(scores)
-        boxes = torch.cat([corner, corner + 4], 1)
-        return boxes[nms(boxes, scores[chosen], 0.9)]
-
-
-def batch(n: int = 2, size: int = 20) -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(3)
-    images = [torch.rand(3, size, size + k, generator=generator) for k in range(n)]
-    return images, [{"labels": torch.tensor([k % 3])} for k in range(n)]
-
-
-def detector(between: Callable[[Any, Tensor], Tensor] = lambda s, m: m) -> Detector:
-    torch.manual_seed(0)
-    return Detector(between)
+from tests.quality import resized
+from tests.toy_detector import Detector, batch, conv, detector, losses, step
 
 
 def analysed(model: nn.Module) -> ChannelGraph:
@@ -115,22 +39,9 @@ def quick(cases: Iterable[str], n: int) -> list[Any]:
 
 
 def shrinks_exactly(model: nn.Module) -> None:
-    """Masked equivalence and predicted cost of a random shrinking."""
+    """What a network and a random shrinking of it must agree on."""
     verify.stir(model)
-    net = capture(model, batch())
-    graph = analyse(net, batch())
-    copies = verify.random_copies(graph, 0.6, np.random.default_rng(0))
-    small = lwdna.resize(net, graph, copies)
-    verify.masked_equivalence(net, graph, copies, small, batch())
-    verify.cost(graph, copies, small)
-
-
-def losses(model: Any, data: Any) -> Tensor:
-    return sum(model(*data).values(), torch.zeros(()))
-
-
-def step(model: Any, data: Any) -> Tensor:
-    return losses(model, data)
+    resized(capture(model, batch()), batch())
 
 
 # --- a detector of one's own ---
@@ -362,60 +273,3 @@ def test_samples_are_entries_of_lists_and_rows_of_tensors() -> None:
     assert images == [1, 2, 1]
     assert rows.tolist() == [0, 1, 2]
     assert of_samples(({"a": [1]}, None), 2) == ({"a": [1, 1]}, None)
-
-
-# --- torchvision's detectors ---
-
-
-def test_the_code_of_the_documentation_runs() -> None:
-    page = Path(__file__).parents[1] / "docs" / "regions.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    names: dict[str, Any] = {}
-    torch.manual_seed(0)
-    exec(compile(code, str(page), "exec"), names)
-    dna = names["small"].meta["lwdna"]
-    assert dna.after.macs <= 0.7 * dna.before.macs
-
-
-QUICK = "fasterrcnn_mobilenet_v3_large_320_fpn"
-
-
-def seeded(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return build_detector(name)
-
-
-def share(graph: ChannelGraph) -> float:
-    """Share of the MACs in layers with a group that can change."""
-    values = graph.cost_model.per_term(graph.widths)
-    free = total = 0
-    for term, value in zip(graph.terms, values.tolist(), strict=True):
-        if term.kind in ("conv", "linear", "matmul"):
-            total += value
-            free += value * any(graph.prunable[graph.group_of[v]].any() for v in term.vectors)
-    return free / total
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DETECTORS)
-def test_torchvision_detectors_keep_all_invariants(name: str) -> None:
-    model = seeded(name)
-    data = pictures(name, 2)
-    verify.verify(model, data)
-    assert share(analyse(capture(model, data), data)) > 0.9
-
-
-@pytest.mark.parametrize(
-    "name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in DETECTORS]
-)
-def test_torchvision_detectors_shrink_train_and_detect(name: str) -> None:
-    model = seeded(name)
-    data = pictures(name, 2)
-    net = lwdna.shrink(model, 0.7, data=[data], step_fn=step, widen=1.0, progress=False)
-    assert type(net) is type(model)
-    assert list(net.state_dict()) == list(model.state_dict())
-    assert net.meta["lwdna"].after.macs <= 0.7 * net.meta["lwdna"].before.macs
-    losses(net.train(), data).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
-    found = net.eval()([torch.rand(3, 80, 60)])
-    assert found[0]["boxes"].shape[1] == 4
