@@ -231,10 +231,14 @@ def _occurrences(
 ) -> list[list[tuple[Slot, int]]]:
     """Where each group occurs, and how often each of its units does (-1 stands for none)."""
     where: list[list[tuple[Slot, int]]] = [[] for _ in sizes]
+    known: dict[bytes, list[tuple[int, int]]] = {}  # most vectors are those of several slots
     for slot, v in slots:
-        groups, times = np.unique(group_of[v[v >= 0]], return_counts=True)
-        for g, t in zip(groups, times, strict=True):
-            where[g].append((slot, int(t // sizes[g])))
+        key = v.tobytes()
+        if key not in known:
+            groups, times = np.unique(group_of[v[v >= 0]], return_counts=True)
+            known[key] = list(zip(groups.tolist(), (times // sizes[groups]).tolist(), strict=True))
+        for g, times_each in known[key]:
+            where[g].append((slot, times_each))
     return where
 
 

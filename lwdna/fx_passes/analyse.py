@@ -20,6 +20,7 @@ from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.channel_interpreter import ChannelInterpreter
 from lwdna.fx_passes.channel_mode import ChannelMode
 from lwdna.fx_passes.layouts import meta_like
+from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.trees import tree_map
@@ -78,7 +79,8 @@ def analyse(
         from lwdna.fx_passes.region_probe import analyse_parts  # it builds on this module
 
         return analyse_parts(gm, as_arguments(gm, example_inputs), policy=policy, outputs=outputs)
-    twin = meta_twin(tree_of(gm)).eval()
+    twin = meta_twin(tree_of(gm))
+    set_mode(twin, training=False)
     mode = ChannelMode(twin)
     interpreter = ChannelInterpreter(twin, gm.graph, mode)
     relus = watch_relus(twin, mode)

@@ -17,7 +17,7 @@ from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes.conditional import LONE
 from lwdna.fx_passes.interface import describe
 from lwdna.fx_passes.kernels import MetaMode
-from lwdna.fx_passes.mode_reads import follows_flag
+from lwdna.fx_passes.mode_reads import follows_flag, set_mode
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
     CONSTANTS,
@@ -139,7 +139,8 @@ def _trace(
 ) -> _Trace:
     # A fresh twin each time: forward() may keep what it computes (a cached position table), and
     # train() may clear such caches.
-    twin = meta_twin(model).train().train(training)
+    twin = meta_twin(model)
+    set_mode(twin, training)
     tracer = HintedTracer(hints, leaves, kernels)
     return _Trace(tracer, twin, tracer.trace(twin))
 

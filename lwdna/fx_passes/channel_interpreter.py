@@ -35,28 +35,26 @@ class ChannelInterpreter(torch.fx.Interpreter):
         super().__init__(root, graph=graph)
         self.mode, self.prefix = mode, prefix
         self.values: dict[str, Any] = {}
+        self._submodules = dict(root.named_modules(remove_duplicate=False))
         self._trained = {n for n, under in conditions(graph).items() if under.training}
 
     def run_node(self, n: Node) -> Any:
         """Run one node and record shapes and vectors of its result."""
         self.mode.node = self.prefix + n.name
         self.mode.counting = n not in self._trained
-        result = super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = getattr(self, n.op)(n.target, args, kwargs)
         self.mode.counting = True
         if n.op == "placeholder":
             for x in tensors_in(result):
                 self._open_input(x)
         if n.op == "call_module":
-            self._module_constraints(n, result)
+            self._module_constraints(self._submodules[str(n.target)], args, kwargs, result)
         pair = alternatives(n)
         if pair is not None:
             self._unite_modes(n, *map_arg(pair, self.env.__getitem__))
         self.values[self.mode.node] = tree_map(self._channels, result)
         return result
-
-    def args_of(self, n: Node) -> Any:
-        """Evaluated arguments of a node."""
-        return self.fetch_args_kwargs_from_env(n)
 
     def _open_input(self, x: Tensor) -> None:
         """Channels that come from nowhere are the image's; of a part, they may come with ids."""
@@ -65,9 +63,11 @@ class ChannelInterpreter(torch.fx.Interpreter):
             self.mode.space.freeze(ids, "network input", self.mode.node)
             self.mode.set_vectors(x, (None, ids, *(None,) * (x.dim() - 2)))
 
-    def _module_constraints(self, n: Node, result: Any) -> None:
-        module = self.fetch_attr(str(n.target))
-        args, kwargs = self.args_of(n)
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a leaf module returns."""
+        return self._submodules[target](*args, **kwargs)
+
+    def _module_constraints(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         modules.couple(module, OpCall(module, args, kwargs, result, self.mode))
         reason = modules.unsupported(module)
         if reason is not None:

@@ -37,6 +37,22 @@ def watched_mode(asked: Callable[[nn.Module], None]) -> Iterator[None]:
         delattr(nn.Module, _FLAG)
 
 
+def set_mode(root: nn.Module, training: bool) -> None:
+    """``root.train(training)``, without what :class:`torch.nn.Module` looks up for each flag.
+
+    A ``train()`` of a module's own is called, for both modes in turn: it may clear what is cached.
+    """
+    if not follows_flag(root):
+        root.train().train(training)
+        return
+    for module in root.modules():
+        kind = type(module)
+        if kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, _FLAG):
+            vars(module)[_FLAG] = training
+        else:
+            setattr(module, _FLAG, training)
+
+
 def is_own_layer(module: nn.Module) -> bool:
     """Whether a leaf's mode changes values and statistics, but not the structure of its result."""
     return type(module).__module__.startswith("torch.nn.") or isinstance(

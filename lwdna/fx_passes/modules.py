@@ -68,6 +68,8 @@ def _resizer(module: nn.Module) -> Resizer | None:
 
 def unsupported(module: nn.Module) -> str | None:
     """Why a leaf module cannot be resized, or None if it can."""
+    if not (module._modules or module._parameters or module._buffers):
+        return None
     if _resizer(module) is None and any(True for _ in module.parameters()):
         return (
             f"module {type(module).__name__} is a leaf of several layers, which has no resize rule"
@@ -81,15 +83,20 @@ def unsupported(module: nn.Module) -> str | None:
 
 def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     """Bring the width attributes of a leaf module up to date with its tensors."""
-    if _resizer(module) is None:  # no parameters, or several layers, whose widths stay
-        return
     modes = [(child, child.training) for child in module.modules()]
-    module.eval()  # a spectral norm that is asked for its weight's shape in training iterates
+    if any(training for _, training in modes):
+        module.eval()  # a spectral norm that is asked for its weight's shape in training iterates
     for child, training in modes:
         resizer = _resizer(child)
         if resizer is not None:
             resizer(child, facts, out_shape)
-        child.training = training
+        if child.training is not training:
+            child.training = training
+
+
+def has_widths(module: nn.Module) -> bool:
+    """Whether a leaf module has widths to bring up to date; several layers keep theirs."""
+    return _resizer(module) is not None
 
 
 def declared(module: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from lwdna.fx_passes.literals import (
     holds_tensors,
     repair,
 )
+from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import copy_with, meta_twin, reassemble, tree_of
 from lwdna.fx_passes.regions import graphs
 from lwdna.graph import ChannelGraph, Copies, TensorChannels
@@ -150,13 +151,16 @@ def _fit(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> N
 
 def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
     for node in code.nodes:
-        if node.op == "call_module":
+        if node.op != "call_module":
+            continue
+        module = root.get_submodule(str(node.target))
+        if modules.has_widths(module):
             facts = graph.facts.get(node.name, {})
             counts = {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
             value = graph.values[node.name]
             known = isinstance(value, TensorChannels)
             shape = value.resized(copies).shape if known else ()
-            modules.update(root.get_submodule(str(node.target)), counts, shape)
+            modules.update(module, counts, shape)
 
 
 class _LiteralRepair(torch.fx.Interpreter):
@@ -209,7 +213,8 @@ def _inputs(graph: ChannelGraph, copies: Copies) -> tuple[Any, ...]:
 
 
 def _repair_literals(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
-    twin = meta_twin(root).eval()
+    twin = meta_twin(root)
+    set_mode(twin, training=False)
     with torch.inference_mode(), torch.device("meta"), MetaMode():
         _LiteralRepair(twin, code, graph, copies).run(*_inputs(graph, copies))
     for node in reversed(code.nodes):  # numbers that repairs have made superfluous

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -95,6 +96,7 @@ class HintedTracer(torch.fx.Tracer):
 
         Defaults that are numbers stay arguments of the graph; other defaults decide its structure.
         """
+        self._patches.enter_context(python_for_proxies(self))  # here are the first proxies
         parameters = list(inspect.signature(root_fn).parameters.values())[1:]
         args: list[Any] = [self.root]
         for k, hint in enumerate(self._placeholder_hints):
@@ -140,7 +142,7 @@ class HintedTracer(torch.fx.Tracer):
         self.gradients = Gradients(root, self._tensors, self._detach)
         self._watch_features(root)
         watched = watched_mode(self._asked)
-        with python_for_proxies(self), watched, torch.enable_grad(), _Recorder(self):
+        with ExitStack() as self._patches, watched, torch.enable_grad(), _Recorder(self):
             try:
                 return super().trace(root, concrete_args)
             except LwdnaError:

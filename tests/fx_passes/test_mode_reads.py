@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lwdna
+from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.tracer import HintedTracer
 
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -112,3 +113,46 @@ def test_a_network_that_fails_leaves_modules_as_they_were() -> None:
         lwdna.capture(model, torch.randn(2, 5, 8, 8))
     assert "training" not in vars(nn.Module)
     assert model.training
+
+
+class _Cached(nn.Linear):
+    """Clears what it caches in training."""
+
+    def train(self, mode: bool = True) -> nn.Linear:
+        self.seen = [*getattr(self, "seen", []), mode]
+        return super().train(mode)
+
+
+class _Flagged(nn.Module):
+    """Keeps its mode elsewhere."""
+
+    @property
+    def training(self) -> bool:
+        return self.mode == "train"
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        vars(self)["mode"] = "train" if value else "eval"
+
+
+class _Noting(nn.Module):
+    """Sees what is set."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        vars(self).setdefault("noted", []).append((name, value))
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_set_mode_does_what_train_does(training: bool) -> None:
+    net = nn.Sequential(nn.ReLU(), nn.Sequential(_Flagged(), _Noting()))
+    set_mode(net.train(not training), training)
+    assert all(m.training is training for m in net.modules())
+    assert net[1][1].noted[-1] == ("training", training)
+
+
+def test_set_mode_calls_a_train_of_a_modules_own_in_both_modes() -> None:
+    net = nn.Sequential(nn.ReLU(), _Cached(2, 3))
+    set_mode(net, training=False)
+    assert net[1].seen == [True, False]
+    assert not any(m.training for m in net.modules())
