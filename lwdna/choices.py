@@ -138,8 +138,10 @@ def _decide(
     live = live_axes(space, r)
     if _choice(policy, r.node) == "auto" and _all_multiplied(space, r, live):
         return BOTH
-    in_use = (_used(space, r, relied) if policy == "auto" else ()) or live
-    chosen = choose_axis(policy, r.node, r.sizes, in_use)
+    candidates = (_used(space, r, relied) if policy == "auto" else ()) or live
+    if _choice(policy, r.node) == "auto":
+        candidates = tuple(k for k in candidates if _leaves_units(space, r, k)) or candidates
+    chosen = choose_axis(policy, r.node, r.sizes, candidates)
     if chosen != BOTH:
         for k in live:
             if k != chosen:
@@ -162,6 +164,26 @@ def _follow(space: ChannelSpace, r: Rectangle, policy: Policy) -> bool:
     for k in tied:
         space.freeze(r.axes[k], f"choice point: one unit along axis {k} of {r.sizes}", r.node)
     return bool(tied)
+
+
+def _leaves_units(space: ChannelSpace, r: Rectangle, k: int) -> bool:
+    """Whether the entries of a rectangle would be more than one unit, were they united along k.
+
+    What they are united to already may link all positions of the axis: six groups after four.
+    """
+    roots, unit = np.unique(space.find(r.whole), return_inverse=True)
+    if len(roots) == len(r.whole):
+        return r.sizes[k] > 1
+    position = np.indices(r.sizes)[k].reshape(-1)
+    first = np.arange(r.sizes[k])  # the first position that each is linked to
+    while True:
+        of_unit = np.full(len(roots), r.sizes[k])
+        np.minimum.at(of_unit, unit, first[position])
+        linked = first.copy()
+        np.minimum.at(linked, position, of_unit[unit])
+        if np.array_equal(linked, first):
+            return bool(first.any())
+        first = linked
 
 
 def _used(space: ChannelSpace, r: Rectangle, relied: list[Ids]) -> tuple[int, ...]:

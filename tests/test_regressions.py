@@ -259,3 +259,18 @@ def test_a_table_of_constants_is_data_and_fixed_weights_have_channels(
     assert {g.name for g in graph.groups if g.prunable} == expected
     table = next(g for g in graph.groups if "table[1]" in {str(slot) for slot, _ in g.slots})
     assert any("entries of the constant" in reason for reason, _ in table.reasons)
+
+
+def test_a_choice_that_leaves_one_unit_is_none() -> None:
+    """Six groups after four: whole groups of both are linked, positions within them are not."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3),
+        nn.Conv2d(24, 24, 3, groups=4),
+        nn.Conv2d(24, 24, 3, groups=6),
+        nn.Conv2d(24, 12, 1),
+        nn.Conv2d(12, 4, 1),
+    )
+    graph = lwdna.analyse(lwdna.capture(model, X), X)
+    widths = {g.name: g.width for g in graph.groups if g.prunable}
+    assert widths == {"0": 6, "1": 2, "2": 4, "3": 12}
+    lwdna.verify(model, X)
