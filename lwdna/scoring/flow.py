@@ -15,8 +15,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from lwdna.errors import ScoringError
 from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.criteria import Saliency, criterion
-from lwdna.scoring.gradients import opened_gains, over_batches, own_tensors, per_unit
-from lwdna.scoring.loss import batch_loss
+from lwdna.scoring.gradients import Tensors, gradients, on_own_weights, opened_gains, per_unit
 
 _CONVOLUTIONS = {
     getattr(nn.functional, f"conv{kind}{d}d") for kind in ("", "_transpose") for d in (1, 2, 3)
@@ -96,23 +95,13 @@ def fisher(context: ScoringContext) -> Saliency:
         Liu et al., "Group Fisher Pruning", ICML 2021 (coupled channels share one mask).
     """
     _require_one_graph(context, "fisher")
-    context.network.train()
-    tensors = own_tensors(context)
-    sgd = context.options.sgd
-    optimizer = None if sgd is None else sgd.optimizer(list(tensors.values()))
 
-    def batch(k: int) -> Saliency:
+    def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:
         effects = _Effects(context, k)
-        loss = batch_loss(context, k, tensors, effects.note)
-        torch.autograd.backward(loss, inputs=list(tensors.values()))
-        if optimizer is not None:
-            context.ranks.sum_([t.grad for t in tensors.values() if t.grad is not None])
-            optimizer.step()
-        for tensor in tensors.values():
-            tensor.grad = None
-        return effects.mean_square() / 2
+        g = gradients(context, k, w, note=effects.note)
+        return effects.mean_square() / 2, g
 
-    return over_batches(context, batch, "fisher")
+    return on_own_weights(context, score, "fisher")
 
 
 def _require_one_graph(context: ScoringContext, name: str) -> None:

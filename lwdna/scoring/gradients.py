@@ -14,8 +14,11 @@ from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.criteria import Saliency
 from lwdna.scoring.loss import batch_loss
 from lwdna.scoring.options import Scoring
+from lwdna.scoring.running import Note
 
 Tensors = Mapping[str, Tensor]
+#: (number of the batch, weights) -> (saliency, shape (units,); ∂L/∂weights)
+WeightScore = Callable[[int, Tensors], tuple[Saliency, Tensors]]
 
 
 def own_tensors(context: ScoringContext) -> dict[str, Tensor]:
@@ -53,7 +56,12 @@ def _is_bias(name: str) -> bool:
 
 
 def gradients(
-    context: ScoringContext, k: int, tensors: Tensors, *, create_graph: bool = False
+    context: ScoringContext,
+    k: int,
+    tensors: Tensors,
+    *,
+    create_graph: bool = False,
+    note: Note | None = None,
 ) -> dict[str, Tensor]:
     """∂L/∂tensor of batch ``k``, over all processes.
 
@@ -62,6 +70,7 @@ def gradients(
         k: number of the batch.
         tensors: parameter name -> leaf that takes its place.
         create_graph: the gradients can be differentiated again.
+        note: see :func:`lwdna.scoring.batch_loss`.
 
     Returns:
         Parameter name -> gradient; zero where the loss does not depend on the tensor.
@@ -69,7 +78,7 @@ def gradients(
     Raises:
         ScoringError: see :func:`lwdna.scoring.batch_loss`; or a gradient is NaN or infinite.
     """
-    loss = batch_loss(context, k, tensors)
+    loss = batch_loss(context, k, tensors, note)
     found = torch.autograd.grad(
         loss,
         list(tensors.values()),
@@ -114,6 +123,36 @@ def over_batches(context: ScoringContext, score: Callable[[int], Saliency], need
     numbers = range(len(context.batches))
     bar = tqdm(numbers, desc="scoring batches", delay=1, disable=None, leave=False)
     return average([score(k) for k in bar], context.options)
+
+
+def on_own_weights(context: ScoringContext, score: WeightScore, needs: str) -> Saliency:
+    """The average over the batches of scores of the network's own weights, in training mode.
+
+    Where the options ask for SGD, the weights take a step after each batch.
+
+    Args:
+        context: its network, batches and options.
+        score: gives a batch's saliency, shape (units,), and ∂L/∂weights.
+        needs: name of the criterion, for the error where there is no batch.
+
+    Raises:
+        ScoringError: there is no batch.
+    """
+    sgd = context.options.sgd
+    context.network.train()
+    tensors = own_tensors(context)
+    optimizer = None if sgd is None else sgd.optimizer(list(tensors.values()))
+
+    def batch(k: int) -> Saliency:
+        result, grads = score(k, tensors)
+        if optimizer is not None:
+            for name, tensor in tensors.items():
+                tensor.grad = grads[name]
+            optimizer.step()
+            optimizer.zero_grad()
+        return result
+
+    return over_batches(context, batch, needs)
 
 
 def average(scores: Sequence[Saliency], options: Scoring) -> Saliency:

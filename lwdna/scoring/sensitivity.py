@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,13 +14,9 @@ from lwdna.scoring.gradients import (
     Tensors,
     check_gradient,
     gradients,
-    over_batches,
-    own_tensors,
+    on_own_weights,
     per_unit,
 )
-
-#: (number of the batch, weights) -> (value of every entry by weight name, ∂L/∂weights)
-EntryScore = Callable[[int, Tensors], tuple[Iterable[tuple[str, Tensor]], Tensors]]
 
 
 @criterion("taylor")
@@ -48,15 +41,12 @@ def taylor(context: ScoringContext) -> Saliency:
         joint importance of a set of parameters, here all those of the unit.
     """
 
-    def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
+    def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:
         g = gradients(context, k, w)
-        return ((name, g[name] * w[name]) for name in g), g
+        values = ((name, g[name] * w[name]) for name in g)
+        return np.square(per_unit(context, values, vectors=True)), g
 
-    def squares(values: Iterable[tuple[str, Tensor]]) -> Saliency:
-        result: Saliency = np.square(per_unit(context, values, vectors=True))
-        return result
-
-    return _over_batches(context, "taylor", score, squares)
+    return on_own_weights(context, score, "taylor")
 
 
 @criterion("snip")
@@ -77,11 +67,11 @@ def snip(context: ScoringContext) -> Saliency:
         ICLR 2019, equations 5 and 6, summed over a unit.
     """
 
-    def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
+    def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:
         g = gradients(context, k, w)
-        return ((name, (g[name] * w[name]).abs()) for name in g), g
+        return per_unit(context, ((name, (g[name] * w[name]).abs()) for name in g)), g
 
-    return _over_batches(context, "snip", score, partial(per_unit, context))
+    return on_own_weights(context, score, "snip")
 
 
 @criterion("grasp")
@@ -105,7 +95,7 @@ def grasp(context: ScoringContext) -> Saliency:
         ICLR 2020, equations 6 to 8.
     """
 
-    def score(k: int, w: Tensors) -> tuple[Iterable[tuple[str, Tensor]], Tensors]:
+    def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:
         g = _twice_differentiable(context, k, w)
         half = sum((grad * grad.detach()).sum() for grad in g.values())
         assert isinstance(half, Tensor)
@@ -128,39 +118,13 @@ def grasp(context: ScoringContext) -> Saliency:
         hg = dict(zip(w, found, strict=True))
         for name, value in hg.items():
             check_gradient(name, value, k)
-        return ((name, hg[name] * w[name]) for name in hg), {
-            n: grad.detach() for n, grad in g.items()
-        }
+        result = per_unit(context, ((name, hg[name] * w[name]) for name in hg))
+        return result, {name: grad.detach() for name, grad in g.items()}
 
-    return _over_batches(context, "grasp", score, partial(per_unit, context))
+    return on_own_weights(context, score, "grasp")
 
 
 def _twice_differentiable(context: ScoringContext, k: int, w: Tensors) -> dict[str, Tensor]:
     """Gradients that can be differentiated again; fused attention cannot."""
     with sdpa_kernel(SDPBackend.MATH):
         return gradients(context, k, w, create_graph=True)
-
-
-def _over_batches(
-    context: ScoringContext,
-    name: str,
-    score: EntryScore,
-    of_units: Callable[[Iterable[tuple[str, Tensor]]], Saliency],
-) -> Saliency:
-    """``of_units`` of the values of each batch, averaged over the batches."""
-    sgd = context.options.sgd
-    context.network.train()
-    tensors = own_tensors(context)
-    optimizer = None if sgd is None else sgd.optimizer(list(tensors.values()))
-
-    def batch(k: int) -> Saliency:
-        values, grads = score(k, tensors)
-        result = of_units(values)
-        if optimizer is not None:
-            for tensor_name, tensor in tensors.items():
-                tensor.grad = grads[tensor_name]
-            optimizer.step()
-            optimizer.zero_grad()
-        return result
-
-    return over_batches(context, batch, name)
