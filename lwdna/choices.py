@@ -46,7 +46,8 @@ def choose_axis(
             ``"outer"`` (heads, whole groups), ``"both"`` (all axes that can change, be they two
             or more: the entries become products, see :mod:`lwdna.products`), or a mapping from
             node-name pattern (``fnmatch``) to one of these or to an axis number; what matches
-            nothing follows ``"auto"``.
+            nothing follows ``"auto"``. Only ``"both"`` and numbers hold an axis along which all
+            is one unit already; ``"auto"`` also passes over one that would come to that.
         node: name of the graph node of the choice point.
         sizes: axis lengths, outermost first.
         live: the axes that could be chosen.
@@ -155,7 +156,8 @@ def _follow(space: ChannelSpace, r: Rectangle, policy: Policy) -> bool:
     Such an axis could change only if all of the rectangle became one unit: the keys' heads were
     repeated, and the choice of them has tied the values' repeated heads as well.
     """
-    if _choice(policy, r.node) != "auto":
+    choice = _choice(policy, r.node)
+    if choice == BOTH or isinstance(choice, int):
         return False
     grid, live = space.find(r.whole).reshape(r.sizes), live_axes(space, r)
     tied = [k for k in live if r.sizes[k] > 1 and (np.diff(grid, axis=k) == 0).all()]

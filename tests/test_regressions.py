@@ -274,3 +274,25 @@ def test_a_choice_that_leaves_one_unit_is_none() -> None:
     widths = {g.name: g.width for g in graph.groups if g.prunable}
     assert widths == {"0": 6, "1": 2, "2": 4, "3": 12}
     lwdna.verify(model, X)
+
+
+@pytest.mark.parametrize("policy", ["auto", "inner", "outer", "both"])
+def test_einsum_over_two_axes_agrees_with_the_einsum_that_made_them(policy: str) -> None:
+    """It flattens them in another order: what is the inner axis of one is the outer of the other.
+
+    Chosen apart, the two wanted different numbers of heads.
+    """
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into = nn.Parameter(torch.randn(5, 4, 6))
+            self.out = nn.Parameter(torch.randn(4, 6, 10))
+            self.fc = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.einsum("bnc,chd->bnhd", x, self.into).relu()
+            out: Tensor = self.fc(torch.einsum("bnhd,hde->bne", h, self.out).mean(1))
+            return out
+
+    lwdna.verify(Heads(), torch.randn(2, 7, 5), policy=policy)
