@@ -74,15 +74,11 @@ def described(arguments: dict[str, Any]) -> None:
             )
 
 
-def same_names(arguments: dict[str, Any], result: Any) -> None:
-    """The result has the state_dict keys of the argument, in order."""
+def own_state(arguments: dict[str, Any], result: Any) -> None:
+    """The result has the state_dict keys of the argument, in order, and none of its memory."""
     new = result[0] if isinstance(result, tuple) else result
-    assert list(new.state_dict()) == list(arguments["gm"].state_dict()), "state_dict keys changed"
-
-
-def nothing_shared(arguments: dict[str, Any], result: Any) -> None:
-    """No parameter or buffer of the result shares memory with the argument's."""
-    new = result[0] if isinstance(result, tuple) else result
-    old = {t.data_ptr() for t in arguments["gm"].state_dict().values()} - {0}  # 0: no memory
-    shared = [k for k, t in new.state_dict().items() if t.data_ptr() in old]
+    before, after = arguments["gm"].state_dict(), new.state_dict()
+    assert list(before) == list(after), "state_dict keys changed"
+    old = {t.data_ptr() for t in before.values()} - {0}  # 0: no memory
+    shared = [k for k, t in after.items() if t.data_ptr() in old]
     assert not shared, f"the result shares memory with its argument: {shared[:3]}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.fx
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -15,13 +13,14 @@ from lwdna.channels import Slot
 from lwdna.fx_passes import modules
 from lwdna.fx_passes.channel_mode import ChannelMode
 from lwdna.fx_passes.conditional import alternatives, conditions
+from lwdna.fx_passes.interpreter import NodeRunner
 from lwdna.fx_passes.outputs import REASON
 from lwdna.fx_passes.regions import tensors_in
 from lwdna.fx_passes.rules import OpCall
 from lwdna.fx_passes.trees import tree_leaves, tree_map
 
 
-class ChannelInterpreter(torch.fx.Interpreter):
+class ChannelInterpreter(NodeRunner):
     """Runs a graph under a :class:`ChannelMode` and notes what every node returns.
 
     Args:
@@ -32,10 +31,9 @@ class ChannelInterpreter(torch.fx.Interpreter):
     """
 
     def __init__(self, root: nn.Module, graph: Graph, mode: ChannelMode, prefix: str = "") -> None:
-        super().__init__(root, graph=graph)
+        super().__init__(root, graph)
         self.mode, self.prefix = mode, prefix
         self.values: dict[str, Any] = {}
-        self._submodules = dict(root.named_modules(remove_duplicate=False))
         self._trained = {n for n, under in conditions(graph).items() if under.training}
 
     def run_node(self, n: Node) -> Any:
@@ -43,13 +41,13 @@ class ChannelInterpreter(torch.fx.Interpreter):
         self.mode.node = self.prefix + n.name
         self.mode.counting = n not in self._trained
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        result = getattr(self, n.op)(n.target, args, kwargs)
+        result = self.evaluate(n, args, kwargs)
         self.mode.counting = True
         if n.op == "placeholder":
             for x in tensors_in(result):
                 self._open_input(x)
         if n.op == "call_module":
-            self._module_constraints(self._submodules[str(n.target)], args, kwargs, result)
+            self._module_constraints(self.leaf(n), args, kwargs, result)
         pair = alternatives(n)
         if pair is not None:
             self._unite_modes(n, *map_arg(pair, self.env.__getitem__))
@@ -62,10 +60,6 @@ class ChannelInterpreter(torch.fx.Interpreter):
             ids = self.mode.space.fresh(x.shape[1], Slot(self.mode.node, 1, "input"))
             self.mode.space.freeze(ids, "network input", self.mode.node)
             self.mode.set_vectors(x, (None, ids, *(None,) * (x.dim() - 2)))
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a leaf module returns."""
-        return self._submodules[target](*args, **kwargs)
 
     def _module_constraints(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         modules.couple(module, OpCall(module, args, kwargs, result, self.mode))

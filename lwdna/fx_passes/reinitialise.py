@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lwdna.errors import UnsupportedModelError
-from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
+from lwdna.fx_passes._base import captured, described, graph_pass, own_state
 from lwdna.fx_passes.init_law import Fans, InitLaw, draw, fans_of, laws
 from lwdna.fx_passes.module import copy_with
 from lwdna.graph import ChannelGraph
@@ -34,7 +34,7 @@ def _of_one_network(arguments: dict[str, Any]) -> None:
         )
 
 
-@graph_pass(requires=(captured, _of_one_network), ensures=(same_names, nothing_shared))
+@graph_pass(requires=(captured, _of_one_network), ensures=(own_state,))
 def reinitialise(gm: nn.Module, like: nn.Module, graph: ChannelGraph, *, seed: int) -> nn.Module:
     """Draw every parameter of a resized network anew, by the law of the baseline's tensor.
 

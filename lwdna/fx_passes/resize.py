@@ -16,7 +16,8 @@ from lwdna.channels import Ids
 from lwdna.copies import entry_map
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, interface, modules
-from lwdna.fx_passes._base import captured, described, graph_pass, nothing_shared, same_names
+from lwdna.fx_passes._base import captured, described, graph_pass, own_state
+from lwdna.fx_passes.interpreter import NodeRunner
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.literals import (
     Repair,
@@ -31,7 +32,7 @@ from lwdna.fx_passes.regions import graphs
 from lwdna.graph import ChannelGraph, Copies, TensorChannels
 
 
-@graph_pass(requires=(captured, described), ensures=(same_names, nothing_shared))
+@graph_pass(requires=(captured, described), ensures=(own_state,))
 def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0) -> nn.Module:
     """Re-index every parameter and repair every literal.
 
@@ -55,15 +56,14 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
     """
     graph.check(copies)
     generator = torch.Generator().manual_seed(seed)
-    names = {id(t): n for n, t in (*gm.named_parameters(), *gm.named_buffers())}
     new_tensors = {
-        name: _resized(name, tensor, graph, copies, generator)
+        id(tensor): _resized(name, tensor, graph, copies, generator)
         for name, tensor in (*gm.named_parameters(), *gm.named_buffers())
     }
 
     def replacement(old: Tensor) -> Tensor:
-        name = names.get(id(old))
-        return old.detach().clone() if name is None else new_tensors[name]
+        new = new_tensors.get(id(old))
+        return old.detach().clone() if new is None else new
 
     if isinstance(gm, GraphModule):
         root, code = copy_with(tree_of(gm), replacement), deepcopy(gm.graph)
@@ -150,10 +150,11 @@ def _fit(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> N
 
 
 def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+    submodules = dict(root.named_modules(remove_duplicate=False))
     for node in code.nodes:
         if node.op != "call_module":
             continue
-        module = root.get_submodule(str(node.target))
+        module = submodules[str(node.target)]
         if modules.has_widths(module):
             facts = graph.facts.get(node.name, {})
             counts = {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
@@ -163,11 +164,11 @@ def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: C
             modules.update(module, counts, shape)
 
 
-class _LiteralRepair(torch.fx.Interpreter):
+class _LiteralRepair(NodeRunner):
     """Runs the new graph on meta tensors, repairing each node before it runs."""
 
     def __init__(self, twin: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
-        super().__init__(twin, garbage_collect_values=False, graph=code)
+        super().__init__(twin, code, free=False)
         self.channels, self.copies = graph, copies
 
     def run(self, *args: Any) -> Any:  # type: ignore[override]

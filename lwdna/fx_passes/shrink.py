@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lwdna.fx_passes._base import captured, described, graph_pass, same_names
+from lwdna.fx_passes._base import captured, described, graph_pass, own_state
 from lwdna.fx_passes.resize import resize
 from lwdna.graph import ChannelGraph, Copies
 
@@ -16,7 +16,7 @@ def _removes_only(arguments: dict[str, Any]) -> None:
         raise ValueError("copies above 1 widen a network; shrink_graph only removes (see resize)")
 
 
-@graph_pass(requires=(captured, described, _removes_only), ensures=(same_names,))
+@graph_pass(requires=(captured, described, _removes_only), ensures=(own_state,))
 def shrink_graph(gm: nn.Module, graph: ChannelGraph, copies: Copies) -> nn.Module:
     """Remove the units of 0 copies; the weights that stay keep their values.
 

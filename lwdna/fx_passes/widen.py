@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from torch import nn
 
-from lwdna.fx_passes._base import captured, described, graph_pass, same_names
+from lwdna.fx_passes._base import captured, described, graph_pass, own_state
 from lwdna.fx_passes.resize import resize
 from lwdna.graph import ChannelGraph, ChannelGroup, Copies
 
@@ -59,7 +59,7 @@ def _factor(group: ChannelGroup, multiplier: Multiplier) -> float:
     return float(factor)
 
 
-@graph_pass(requires=(captured, described), ensures=(same_names,))
+@graph_pass(requires=(captured, described), ensures=(own_state,))
 def widen(
     gm: nn.Module,
     graph: ChannelGraph,
