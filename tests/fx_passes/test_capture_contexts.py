@@ -119,6 +119,10 @@ def test_an_error_inside_leaves_the_ambient_precision(ambient: bool) -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < (2, 15),
+    reason="torch.compile of 2.11 refuses to enter a region by a call; tried again with 2.15",
+)
 def test_regions_of_mixed_precision_compile() -> None:
     model = Body(by_name, a=nn.Linear(16, 16), b=nn.Linear(16, 16)).eval()
     compiled: Any = torch.compile(capture(model, TOKENS), backend="eager", fullgraph=True)
