@@ -193,7 +193,8 @@ def _verify(case: oracles.Case, settings: Settings, *, numeric: bool) -> oracles
 
 
 def _reduced(case: oracles.Case, settings: Settings) -> oracles.Case | None:
-    """The same for the model built for smaller inputs, of which a training step fits."""
+    """The same for the model built for smaller inputs: the largest that fit, or the smallest."""
+    small = None
     for arguments, sizes in reduced(case.name):
         inputs = example(case.name, 2, sizes, device="meta")
         torch.manual_seed(settings.seed)
@@ -209,8 +210,8 @@ def _reduced(case: oracles.Case, settings: Settings) -> oracles.Case | None:
         net = lwdna.resize(gm, graph, copies)
         small = oracles.Case(case.name, model, gm, graph, copies, net, (sizes,), settings.seed)
         if _training_gb(small) <= settings.numeric_gb:
-            return small
-    return None
+            break
+    return small
 
 
 def _training_gb(case: oracles.Case) -> float:
