@@ -42,7 +42,7 @@ def time_nodes(gm: nn.Module, arguments: Sequence[Any], repeats: int) -> dict[st
         Node name -> seconds.
     """
     assert isinstance(gm, torch.fx.GraphModule)
-    mark, finish = _clock(arguments)
+    mark, finish = _clock(_device_of(arguments))
     names = [node.name for node in gm.graph.nodes]
     runs = []
     with torch.inference_mode():
@@ -61,22 +61,28 @@ def time_network(network: nn.Module, arguments: Sequence[Any], repeats: int) -> 
         arguments: as for :func:`time_nodes`.
         repeats: as for :func:`time_nodes`.
     """
-    mark, finish = _clock(arguments)
-    seconds = []
+    device = _device_of(arguments)
     with torch.inference_mode():
-        for _ in range(repeats + 1):
-            start = mark()
-            network(*arguments)
-            seconds.extend(finish([start, mark()]))
+        seconds = [seconds_of(lambda: network(*arguments), device) for _ in range(repeats + 1)]
     return median(seconds[1:])
 
 
-def _clock(
-    arguments: Sequence[Any],
-) -> tuple[Callable[[], Any], Callable[[list[Any]], list[float]]]:
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, on the device that it works on."""
+    mark, finish = _clock(device)
+    start = mark()
+    step()
+    return finish([start, mark()])[0]
+
+
+def _device_of(arguments: Sequence[Any]) -> torch.device:
+    tensors = (a for a in arguments if isinstance(a, torch.Tensor))
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def _clock(device: torch.device) -> tuple[Callable[[], Any], Callable[[list[Any]], list[float]]]:
     """(what to call at a moment, what gives the seconds between the moments)."""
-    device = next((a.device for a in arguments if isinstance(a, torch.Tensor)), None)
-    if device is not None and device.type == "cuda":
+    if device.type == "cuda":
         return _event, _between_events
     return time.perf_counter, _between
 
