@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,3 +150,14 @@ def test_nodes_and_network_are_timed(network: Measured) -> None:
     seconds = time_nodes(gm, (images(),), 2)
     assert set(seconds) == {node.name for node in gm.graph.nodes}
     assert seconds["layer1_0_conv1"] > 0 and time_network(gm, (images(),), 2) > 0
+
+
+def test_the_code_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "latency.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(page), "exec"), {})
+    before, after = map(float, capsys.readouterr().out.split())
+    assert 0 < after <= 0.9 * before
