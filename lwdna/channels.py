@@ -85,15 +85,15 @@ class ChoicePoint:
         candidates: positions that could have been chosen.
         chosen: the position that was chosen, ``"both"`` if several axes may change, or ``None`` if
             all are frozen.
-        decided: what the policy came to, if there was a choice; some of it may have been frozen
-            for other reasons since.
+        decided: what the policy came to, if there was a choice, as a policy that decides so again;
+            some of it may have been frozen for other reasons since.
     """
 
     node: str
     sizes: tuple[int, ...]
     candidates: tuple[int, ...]
     chosen: int | Literal["both"] | None
-    decided: int | Literal["both"] | None = None
+    decided: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class ChannelSpace:
         #: Rectangles of which several axes may change, and what that makes of their entries.
         self.multiplied: list[Rectangle] = []
         self.products = Products(np.zeros(0, np.int64), np.zeros((0, 0), np.int64))
+        #: Node -> the axis of its rectangles that stayed where other products were in the way.
+        self.gave_way: dict[str, int] = {}
         self.joints: list[tuple[Ids, Ids, str]] = []
         #: How often a union or a freeze had an effect.
         self.changes = 0
@@ -211,6 +213,11 @@ class ChannelSpace:
         """
         self.joints.append((left[-1:], right[:1], node))
 
+    def _tiled(self, axis: Ids, outer: tuple[int, ...], node: str) -> None:
+        """``axis`` follows itself, once for each position of the fixed axes outside of it."""
+        if prod(outer) > 1:
+            self.joint(axis, axis, node)
+
     def merge(self, sizes: tuple[int, ...], axes: Vectors, node: str) -> Vector:
         """Vector of several dimensions flattened into one (row-major)."""
         axes = tuple(None if axis is None or self.frozen(axis).all() else axis for axis in axes)
@@ -223,6 +230,7 @@ class ChannelSpace:
             shape[k] = sizes[k]
             axis = axes[k]
             assert axis is not None
+            self._tiled(axis, sizes[:k], node)
             return np.broadcast_to(axis.reshape(shape), sizes).reshape(-1)
         key = tuple(b"" if axis is None else axis.tobytes() for axis in axes)
         if key not in self._merges:
@@ -261,6 +269,7 @@ class ChannelSpace:
             along = np.moveaxis(grid, k, 0).reshape(size, -1)
             if (along == along[:, :1]).all():  # a function of axis k alone already
                 first = np.moveaxis(whole.reshape(sizes), k, 0).reshape(size, -1)[:, 0]
+                self._tiled(first, sizes[:k], node)
                 return tuple(first if j == k else None for j in range(len(sizes)))
         axes = tuple(self.fresh(size, Slot(node, k, "axis")) for k, size in enumerate(sizes))
         self.rectangles.append(Rectangle(whole, sizes, axes, node))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -16,16 +17,21 @@ from lwdna.channels import ChannelSpace, ChoicePoint, Ids, Policy, Rectangle
 INNER_FROM = 16
 #: The choice by which all axes that can change may change at once.
 BOTH: Literal["both"] = "both"
-_NAMED = ("auto", "inner", "outer", BOTH)
+_NAMED = re.compile(r"auto|inner|outer|both(:\d+)?")
 
 
 def check_policy(policy: Policy) -> None:
     """Raise ``ValueError`` unless ``policy`` is one (see :func:`choose_axis`)."""
     for choice in policy.values() if isinstance(policy, Mapping) else (policy,):
-        if choice not in _NAMED and (isinstance(choice, bool) or not isinstance(choice, int)):
+        number = isinstance(choice, int) and not isinstance(choice, bool)
+        if not number and not (isinstance(choice, str) and _NAMED.fullmatch(choice)):
             raise ValueError(
                 f"policy {choice!r}: use 'auto', 'inner', 'outer', 'both' or an axis number"
             )
+
+
+def _wants_both(choice: str | int) -> bool:
+    return isinstance(choice, str) and choice.startswith(BOTH)
 
 
 def _choice(policy: Policy, node: str) -> str | int:
@@ -44,8 +50,10 @@ def choose_axis(
         policy: ``"auto"`` (the innermost axis of at least 16 entries, else the longest: the
             paper's rule for grouped convolutions), ``"inner"`` (head_dim, width within a group),
             ``"outer"`` (heads, whole groups), ``"both"`` (all axes that can change, be they two
-            or more: the entries become products, see :mod:`lwdna.products`), or a mapping from
-            node-name pattern (``fnmatch``) to one of these or to an axis number; what matches
+            or more: the entries become products, see :mod:`lwdna.products`), ``"both:1"`` (both,
+            but axis 1 alone where they cannot be products of both, as they are products of axes of
+            other sizes already; ``"both"`` does as ``"auto"`` there), or a mapping from node-name
+            pattern (``fnmatch``) to one of these or to an axis number; what matches
             nothing follows ``"auto"``. Only ``"both"`` and numbers hold an axis along which all
             is one unit already; ``"auto"`` also passes over one that would come to that.
         node: name of the graph node of the choice point.
@@ -58,7 +66,7 @@ def choose_axis(
     choice = _choice(policy, node)
     if isinstance(choice, int):
         return choice if choice in order else order[-1]
-    if choice == BOTH:
+    if _wants_both(choice):
         return BOTH
     if choice == "inner":
         return order[-1]
@@ -86,7 +94,11 @@ def resolve(space: ChannelSpace, policy: Policy) -> None:
     check_policy(policy)
     relied: list[Ids] = []
     decided: dict[int, int | Literal["both"]] = {}
-    undecided = sorted(space.rectangles, key=lambda r: _choice(policy, r.node) != BOTH)
+    choices = {r.node: str(_choice(policy, r.node)) for r in space.rectangles}
+    wanting = {node for node, choice in choices.items() if _wants_both(choice)}
+    named = ((node, choices[node].partition(":")[2]) for node in wanting)
+    space.gave_way.update({node: int(axis) for node, axis in named if axis})
+    undecided = sorted(space.rectangles, key=lambda r: r.node not in wanting)
     while undecided:
         rest = [r for r in undecided if not _spread(space, r, relied)]
         if len(rest) < len(undecided):
@@ -96,7 +108,7 @@ def resolve(space: ChannelSpace, policy: Policy) -> None:
             continue
         if any(_follow(space, r, policy) for r in undecided):
             continue
-        wanted = [r for r in undecided if _choice(policy, r.node) == BOTH]
+        wanted = [r for r in undecided if r.node in wanting]
         first = next((r for r in undecided if _used(space, r, relied)), undecided[0])
         for r in wanted or [first]:
             decided[id(r)] = _decide(space, r, policy, relied)
@@ -122,7 +134,9 @@ def _close(space: ChannelSpace) -> bool:
         return False
     r, other = pair
     live = live_axes(space, r)
-    chosen = choose_axis("auto", r.node, r.sizes, live)
+    chosen = choose_axis({r.node: space.gave_way.get(r.node, "auto")}, r.node, r.sizes, live)
+    assert chosen != BOTH
+    space.gave_way.setdefault(r.node, chosen)
     reason = (
         f"choice point: axis {chosen} of {r.sizes}, as {other.node} has products of {other.sizes}"
     )
@@ -157,7 +171,7 @@ def _follow(space: ChannelSpace, r: Rectangle, policy: Policy) -> bool:
     repeated, and the choice of them has tied the values' repeated heads as well.
     """
     choice = _choice(policy, r.node)
-    if choice == BOTH or isinstance(choice, int):
+    if _wants_both(choice) or isinstance(choice, int):
         return False
     grid, live = space.find(r.whole).reshape(r.sizes), live_axes(space, r)
     tied = [k for k in live if r.sizes[k] > 1 and (np.diff(grid, axis=k) == 0).all()]
@@ -226,12 +240,35 @@ def _spread(space: ChannelSpace, r: Rectangle, relied: list[Ids]) -> bool:
 
 
 def _freeze_joints(space: ChannelSpace) -> bool:
-    """Freeze the units that stand on both sides of a joint; whether there was one."""
+    """Freeze the units that stand on both sides of a joint or seam; whether there was one."""
+    seams = [(r, k) for r in space.rectangles for k in range(1, len(r.sizes))]
+    ends = [*((left, right) for left, right, _ in space.joints)]
+    ends += [(r.axes[k][-1:], r.axes[k][:1]) for r, k in seams]
+    if not ends:
+        return False
     before, found = space.changes, products.listed(space)
-    for left, right, node in space.joints:
-        a, b = products.outermost(space, found, left), products.outermost(space, found, right)
-        space.freeze(a[a == b], "stands on both sides of a joint", node)
+    left, right = (np.concatenate(side) for side in zip(*ends, strict=True))
+    a, b = products.outermost(space, found, left), products.outermost(space, found, right)
+    for i in np.flatnonzero((a == b) & ~space.frozen(a)).tolist():
+        if i < len(space.joints):
+            space.freeze(a[i : i + 1], "stands on both sides of a joint", space.joints[i][2])
+            continue
+        r, k = seams[i - len(space.joints)]
+        if _runs_on(space, r, k):
+            reason = f"its copies would stand between the slices along axis {k} of {r.sizes}"
+            space.freeze(a[i : i + 1], reason, r.node)
     return space.changes > before
+
+
+def _runs_on(space: ChannelSpace, r: Rectangle, k: int) -> bool:
+    """Whether two neighbouring slices along axis k lie at positions that are copied together.
+
+    Its last unit and its first one, if they are the same, are then one run in the rectangle, but
+    two along the axis: copies, which stand after a run, would be in different places.
+    """
+    outer = [np.where(space.frozen(axis), -1, space.find(axis)) for axis in r.axes[:k]]
+    positions = np.stack([ids.reshape(-1) for ids in np.meshgrid(*outer, indexing="ij")])
+    return bool((positions[:, 1:] == positions[:, :-1]).all(axis=0).any())
 
 
 def _chosen(
@@ -240,4 +277,6 @@ def _chosen(
     live = live_axes(space, r)
     big = tuple(k for k, size in enumerate(r.sizes) if size > 1)
     chosen = BOTH if len(live) > 1 else live[0] if live else None
+    if decided == BOTH and r.node in space.gave_way:
+        return ChoicePoint(r.node, r.sizes, big, chosen, f"{BOTH}:{space.gave_way[r.node]}")
     return ChoicePoint(r.node, r.sizes, big, chosen, decided)

@@ -69,8 +69,8 @@ def restricted(factors: Ids, copies: Ids) -> Ids:
     Returns:
         Shape (new units, R): copies of a unit follow one another, in the order of the units.
     """
-    if not factors.size:
-        return factors
+    if not factors.shape[1]:
+        return np.zeros((int(copies.sum()), 0), dtype=np.int64)
     first = np.cumsum(copies) - copies
     origin = np.repeat(np.arange(len(copies)), copies)
     left = np.arange(len(origin)) - first[origin]  # number of the copy

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lwdna.channels import ChannelSpace, Ids, Slot
 from lwdna.choices import choose_axis, resolve
-from lwdna.copies import entry_map
+from lwdna.copies import completed, entry_map
 
 N = 12
 ids = st.lists(st.integers(0, N - 1), min_size=1, max_size=6)
@@ -267,19 +267,44 @@ def test_any_removal_of_units_leaves_a_rectangle(
     other = space.split(whole, tuple(reversed(sizes)), "b")  # a second view of the same entries
     space.couple(first[0], space.fresh(sizes[0], Slot("v", 0)), "c", "add")
     resolve(space, policy)
-    removed = {root for root in np.unique(space.find(whole)).tolist() if rng.random() < 0.4}
+    removed = np.array([rng.random() < 0.4 for _ in range(space.size)])
+    removed &= ~space.frozen(np.arange(space.size))
     for axes, shape in ((first, sizes), (other, tuple(reversed(sizes)))):
-        kept = np.array([root not in removed for root in space.find(whole)]).reshape(shape)
-        rows = [[kept.take(i, axis=k).any() for i in range(size)] for k, size in enumerate(shape)]
-        rectangle = np.array([all(p) for p in product(*rows)]).reshape(shape)
-        assert np.array_equal(kept, rectangle & kept.any())
+        kept = ~removed[space.find(whole)].reshape(shape)
         alive = [
-            [True] * size
-            if axis is None or space.frozen(axis).all()
-            else [root not in removed for root in space.find(axis)]
+            np.ones(size, bool) if axis is None else ~removed[space.find(axis)]
             for axis, size in zip(axes, shape, strict=True)
         ]
         assert np.array_equal(kept, np.array([all(p) for p in product(*alive)]).reshape(shape))
+
+
+@given(
+    st.lists(st.integers(2, 6), min_size=2, max_size=3).map(tuple),
+    st.sampled_from(["auto", "inner", "outer", "both"]),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None, max_examples=60)
+def test_copies_stand_where_they_stand_along_the_axes(
+    sizes: tuple[int, ...], policy: str, rng: Any
+) -> None:
+    space, whole = space_of(int(np.prod(sizes)))
+    first = space.split(whole, sizes, "a")
+    other = space.split(whole, sizes[1:] + sizes[:1], "b")
+    resolve(space, policy)
+    copies = np.array([rng.choice([0, 1, 1, 2, 3]) for _ in range(space.size)])
+    copies[space.frozen(np.arange(space.size))] = 1
+    factors = np.full((space.size, space.products.factors.shape[1]), -1)
+    factors[space.products.units] = space.products.factors
+    copies = completed(copies, factors)
+    for axes, shape in ((first, sizes), (other, sizes[1:] + sizes[:1])):
+        maps = [
+            np.arange(size) if axis is None else entry_map(space.find(axis), copies, factors)[0]
+            for axis, size in zip(axes, shape, strict=True)
+        ]
+        grid = np.meshgrid(*maps, indexing="ij")
+        expected = np.ravel_multi_index([g.reshape(-1) for g in grid], shape)
+        got, _ = entry_map(space.find(whole), copies, factors)
+        assert got.tolist() == expected.tolist()
 
 
 # --- index maps ---

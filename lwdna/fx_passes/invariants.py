@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from lwdna.channels import Ids
+from lwdna.copies import is_product
 from lwdna.fx_passes.analyse import analyse, single_batch
 from lwdna.fx_passes.masked import run_masked, run_parts
 from lwdna.fx_passes.module import detached_copy, in_double, meta_twin
@@ -162,6 +166,13 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def restriction(graph: ChannelGraph, copies: Copies, resized: nn.Module) -> str:
     """Invariant 4: analysing the resized module gives the restricted channel vectors.
 
+    Dimensions of one entry are fixed, and have no vectors. So where ``copies`` leave one unit of
+    several, an axis is gone, with what it tied together: a convolution whose groups came down to
+    one is a plain one, and one with one channel per group a depthwise one. The module may be freer
+    than predicted then: whatever could be changed by itself still can. Units that are alone in
+    their groups, which cannot be removed anyway, are compared in number only, and do not count as
+    factors.
+
     Args:
         graph: channel graph of the original.
         copies: the configuration, shape (units,).
@@ -172,9 +183,9 @@ def restriction(graph: ChannelGraph, copies: Copies, resized: nn.Module) -> str:
     require(
         predicted.tensors.keys() == found.tensors.keys(), "restriction: other tensors have channels"
     )
-    ours: list[Any] = []
-    theirs: list[Any] = []
-    frozen: list[Any] = []
+    freer = bool(((predicted.widths == 1) & (graph.widths > 1)).any())
+    ours, theirs = (_seen(g, but_lone=freer) for g in (predicted, found))
+    pairs: list[tuple[Ids, Ids]] = [(np.zeros(0, np.int64),) * 2]
     for name, vectors in predicted.tensors.items():
         for d, (a, b) in enumerate(zip(vectors, found.tensors[name], strict=True)):
             if a is None or len(a) == 1:
@@ -182,25 +193,48 @@ def restriction(graph: ChannelGraph, copies: Copies, resized: nn.Module) -> str:
             require(
                 b is not None and len(a) == len(b), f"restriction: {name}[{d}] differs in length"
             )
-            ours.append(a)
-            theirs.append(b)
-            alike = predicted.prunable[predicted.group_of[a]] == found.prunable[found.group_of[b]]
-            frozen.append(alike)
+            assert b is not None
+            a, b = a[ours.compared[a]], b[ours.compared[a]]
+            may, can = ours.may_change[a], theirs.may_change[b]
+            alike = can >= may if freer else can == may
             require(bool(alike.all()), f"restriction: {name}[{d}] is prunable on one side only")
-    same = np.array_equal(*(_canonical(np.concatenate(side)) for side in (ours, theirs)))
+            fixed = -1 if freer else ours.label[a]
+            pairs.append((np.where(may, ours.label[a], fixed), theirs.label[b]))
+    a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    met = len(np.unique(a * found.units + b))
+    same = met == len(np.unique(b)) and (freer or met == len(np.unique(a)))
     require(same, "restriction: the channels hang together differently")
     # How often a part is called, and on how many regions of interest, depends on values.
     costs = [c.params if graph.calls else c for c in (predicted.cost(), found.cost())]
     require(costs[0] == costs[1], f"restriction: {costs[0]} became {costs[1]}")
-    return f"{len(ours)} channel vectors equal"
+    return f"{len(pairs) - 1} channel vectors {'at least as free' if freer else 'equal'}"
 
 
-def _canonical(labels: Any) -> Any:
-    """Labels renumbered by first occurrence."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]
+@dataclass(frozen=True)
+class _Seen:
+    """What :func:`restriction` compares of each unit, arrays of shape (units,).
+
+    Attributes:
+        label: equal for units that are the same.
+        may_change: whether it is prunable, or one of its factors is.
+        compared: whether it is compared at all.
+    """
+
+    label: Ids
+    may_change: NDArray[np.bool_]
+    compared: NDArray[np.bool_]
+
+
+def _seen(graph: ChannelGraph, *, but_lone: bool) -> _Seen:
+    own = np.arange(graph.units)[:, None]
+    rows = np.concatenate([np.where(is_product(graph.factors)[:, None], -1, own), graph.factors], 1)
+    lone = (rows >= 0) & (graph.widths[graph.group_of[rows]] == 1) & but_lone
+    compared = (~lone & (rows >= 0)).any(axis=1)
+    rows = np.where(lone & compared[:, None], -1, rows)
+    rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), axis=1)
+    _, label = np.unique(rows, axis=0, return_inverse=True)
+    prunable = (rows >= 0) & graph.prunable[graph.group_of[rows]]
+    return _Seen(label.reshape(-1), prunable.any(axis=1), compared)
 
 
 def measured_cost(network: nn.Module, inputs: Any) -> tuple[int, int]:
