@@ -1,10 +1,11 @@
 """Seconds and memory of capture, analyse and resize, beside Torch-Pruning and one forward pass.
 
-    python -m benchmarks.bm_compile [--networks timm:resnet18 ...] [--repeats 3] [--output FILE]
+    python -m benchmarks.bm_compile [--networks timm:resnet18 ...] [--repeats 5] [--output FILE]
 
 Both remove 30 % of every group they find, at random, on the CPU, at the network's own resolution.
 The peer prunes a copy of the model in place (the copy is not timed); lwdna returns a new model. The
-table shows medians, the JSON has every repetition. Exit code 1 if a bar is missed.
+table shows medians, the JSON has every repetition, and the seconds of one ``lwdna.verify``. Exit
+code 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ NETWORK_LIMIT_S = 1200.0
 RESNET50_S = 3.0
 ANY_NETWORK_S = 30.0
 PEAK_MB = 1024.0
+#: The peer's time over ours, where both succeed; ours in forward passes, for CNNs.
+PEER_LEAST, PEER_MEDIAN = 1.0, 3.0
+FORWARDS = 10.0
+#: Networks with attention, recurrence or mixing over positions: no bar in forward passes.
+NO_CNN = ("vit_", "swin_", "mixer_", "xcit_", "sequencer", "mobilevit_")
 
 
 def run_network(name: str, repeats: int) -> dict[str, Any]:
@@ -190,7 +196,36 @@ def check_bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[bool, str
                     f"{what}: at most {values[worst]:.2f} {unit} ({worst}) <= {bar:g} {unit}",
                 )
             )
-    return bars
+    return bars + _ratio_bars(results)
+
+
+def _ratio_bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[bool, str]]:
+    """The bars that compare with the peer and with a forward pass."""
+    ratios = {name: result["ratios"] for name, result in results.items() if "ratios" in result}
+    peer = {n: 1 / r["peer"] for n, r in ratios.items() if "peer" in r and not _wrong(results[n])}
+    forwards = {
+        name: found["forward"]
+        for name, found in ratios.items()
+        if not name.partition(":")[2].startswith(NO_CNN)
+    }
+    found = []
+    if peer:
+        slower = sorted((n for n in peer if peer[n] < PEER_LEAST), key=lambda n: peer[n])
+        middle = median(peer.values())
+        text = f"faster than the peer on {len(peer) - len(slower)} of {len(peer)} networks"
+        found.append((not slower, f"{text}; slowest against it: {', '.join(slower[:3]) or 'none'}"))
+        text = f"the peer's seconds / ours, median: {middle:.2f} >= {PEER_MEDIAN:g}"
+        found.append((middle >= PEER_MEDIAN, text))
+    if forwards:
+        above = [name for name in forwards if forwards[name] > FORWARDS]
+        text = f"at most {FORWARDS:g} forward passes on {len(forwards) - len(above)} of "
+        found.append((not above, f"{text}{len(forwards)} CNNs; more: {', '.join(above) or 'none'}"))
+    return found
+
+
+def _wrong(result: Mapping[str, Any]) -> bool:
+    """Whether what the peer returned does not run."""
+    return bool(result.get("peer_result_failure"))
 
 
 def main() -> int:
@@ -198,7 +233,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="LIBRARY:NAME")
-    parser.add_argument("--repeats", type=int, default=3, help="medians of this many (default 3)")
+    parser.add_argument("--repeats", type=int, default=5, help="medians of this many (default 5)")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     args = parser.parse_args()
     started = time.perf_counter()

@@ -28,6 +28,7 @@ from benchmarks.pruners import (
 )
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.verify import verify
 
 
 def _params(network: nn.Module) -> int:
@@ -95,6 +96,10 @@ def measure(name: str, repeats: int, seed: int, peer: bool, limit: float) -> dic
         for step in (ours, theirs) if k % 2 == 0 else (theirs, ours):
             step()
         runs["forward"].append(_forward_seconds(network, image))
+    clock = Clock()
+    with clock.stage("verify"):
+        verify(network, images)
+    result["verify_s"] = clock.seconds["verify"]
     return {**result, "peer_failure": failure, "seconds": runs}
 
 
