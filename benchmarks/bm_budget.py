@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import lwdna
 from benchmarks.bm_compile import ROOT, environment
-from benchmarks.networks import NETWORKS, build
+from benchmarks.networks import NETWORKS, build_on_meta
 from benchmarks.pages import refill
 from lwdna import recipes
 from lwdna.fx_passes.widen import widen_copies
@@ -84,9 +84,8 @@ def _graph(name: str) -> ChannelGraph:
         recipe = recipes.get(rest)
         model, images = recipe.build(SEED), recipe.example_inputs()
     else:
-        with torch.device("meta"):
-            model, size = build(name)
-            images = torch.empty(2, *size)
+        model, size = build_on_meta(name)
+        images = torch.empty(2, *size, device="meta")
     return lwdna.analyse(lwdna.capture(model, images), images)
 
 

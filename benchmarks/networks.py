@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from torch import nn
 
 from benchmarks.detectors import DETECTORS, SIDE, detector
+from lwdna.fx_passes.module import meta_twin
 
 Size = tuple[int, int, int]
 
@@ -87,6 +89,16 @@ def build(name: str, **settings: Any) -> tuple[nn.Module, Size]:
             settings = {"weights_backbone": None, **settings}
         return torchvision.models.get_model(model, weights=None, **settings), default_size(name)
     raise ValueError(f"{name!r}: write 'timm:<name>' or 'torchvision:<name>'")
+
+
+def build_on_meta(name: str) -> tuple[nn.Module, Size]:
+    """:func:`build` without values: parameters and buffers on the meta device."""
+    try:
+        with torch.device("meta"):
+            return build(name)
+    except RuntimeError:  # a constructor that reads the values of its tensors
+        model, size = build(name)
+        return meta_twin(model), size
 
 
 def default_size(name: str) -> Size:

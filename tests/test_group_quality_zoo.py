@@ -7,13 +7,12 @@ small networks of the other files of this name.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import pytest
 import timm
 import torch
-import torchvision
 
+from benchmarks.networks import build_on_meta
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.graph import ChannelGraph
@@ -22,14 +21,8 @@ from tests.quality import described
 
 @cache
 def graph_of(name: str, policy: str) -> ChannelGraph:
-    size: Any = (3, 224, 224)
-    with torch.device("meta"):
-        if name.startswith("torchvision:"):
-            model = torchvision.models.get_model(name.removeprefix("torchvision:"))
-        else:
-            model = timm.create_model(name)
-            size = model.default_cfg["input_size"]
-        x = torch.empty(2, *size)
+    model, size = build_on_meta(name if ":" in name else f"timm:{name}")
+    x = torch.empty(2, *size, device="meta")
     return analyse(capture(model, x), x, policy=policy)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import lwdna
 from benchmarks.measure import Clock, TimeLimitError, described, peak_memory, time_limit
-from benchmarks.networks import build
+from benchmarks.networks import build, build_on_meta
 from benchmarks.pruners import (
     classifiers,
     prune,
@@ -222,11 +222,7 @@ def _training_gb(case: oracles.Case) -> float:
 
 def _build(name: str, settings: Settings, log: Log) -> tuple[nn.Module, bool]:
     """The model, with values if it is small enough; else on the meta device."""
-    try:
-        with torch.device("meta"):
-            twin, _ = build(name)
-    except NotImplementedError:  # a constructor that reads the values of its tensors
-        twin = meta_twin(build(name)[0])
+    twin, _ = build_on_meta(name)
     params = sum(p.numel() for p in twin.parameters())
     reason = None
     if params > settings.numeric_params:
