@@ -15,6 +15,7 @@ from benchmarks.measure import Clock, Seconds, Timer, described
 from lwdna.budget import Budget
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.kernels import KERNELS
 from lwdna.fx_passes.resize import resize
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.selection import select
@@ -64,6 +65,7 @@ def prune(
         choose: gives the copies to keep; :func:`removal`, which costs no time worth counting, or a
             :func:`selection`, whose stage is ``"select"``.
     """
+    KERNELS.forget()  # what an earlier run on the same network has taught is not on offer
     clock = Clock(timer)
     with clock.stage("capture"):
         gm = capture(network, batch)

@@ -43,6 +43,11 @@ class MetaKernels:
         self._known: dict[Any, tuple[bool, list[Layout]]] = {}
         self._named: dict[Any, tuple[bool, Any]] = {}
 
+    def forget(self) -> None:
+        """Know no layouts, as in a new process."""
+        self._known.clear()
+        self._named.clear()
+
     def __call__(self, func: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """``func(*args, **kwargs)``: new tensors, whether its layout was known or not."""
         layout = by_formula(func, args, kwargs)

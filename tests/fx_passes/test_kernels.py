@@ -236,3 +236,12 @@ def test_errors_are_the_operators(meta: Tensor) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError):
             kernels(aten.mm.default, (meta, meta), {})
+
+
+def test_a_memory_forgets(meta: Tensor) -> None:
+    kernels = MetaKernels()
+    first = kernels(aten.softmax.int, (meta, 1), {})
+    kernels.forget()
+    assert not kernels._known and not kernels._named
+    again = kernels(aten.softmax.int, (meta, 1), {})
+    assert again.shape == first.shape and again is not first
