@@ -229,6 +229,30 @@ def test_a_list_of_maps_is_one_argument() -> None:
     lwdna.verify(Levels(), ([X, X[..., ::2, ::2]],))
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_list_of_images_is_a_batch_of_any_number(stacked: bool, channels: int) -> None:
+    """Dimension 0 of an image is no batch; the layers are captured, the list is not."""
+
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(channels, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+
+        def forward(self, images: list[Tensor]) -> list[Tensor]:
+            if stacked:
+                return list(self.body(torch.stack(images)))
+            return [self.body(x[None])[0] for x in images]
+
+    images = [torch.randn(channels, 12, 12) for _ in range(3)]
+    model = Images()
+    lwdna.verify(model, (images,))
+    small = lwdna.shrink(model, 0.9, criterion="random", example_inputs=(images,))
+    assert [len(small(images[:n])) for n in (1, 2)] == [1, 2]
+    with pytest.raises(lwdna.CaptureError, match="give real example inputs"):
+        lwdna.capture(model, ([x.to("meta") for x in images],))
+
+
 class Coordinates(nn.Module):
     """A bias from a table of coordinates (Swin V2), or from fixed random features of it."""
 

@@ -93,7 +93,8 @@ def analyse(
         except Exception as e:
             raise AnalysisError(
                 f"node {mode.node!r} fails on a batch of one sample on the meta device, on which "
-                f"channels are analysed: {type(e).__name__}: {e}"
+                "channels are analysed: the example inputs lack a batch dimension in front, or the "
+                f"network holds their batch size fast: {type(e).__name__}: {e}"
             ) from e
     freeze_outputs(mode.space, interpreter.values["output"], outputs)
     return close_graph(mode, twin, interpreter.values, inputs, relus, policy)

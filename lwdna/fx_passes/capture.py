@@ -89,7 +89,30 @@ def capture(model: nn.Module, example_inputs: Any) -> nn.Module:
 
 def _one_graph(model: nn.Module, arguments: tuple[Any, ...]) -> GraphModule:
     _refuse_lost_behaviour(model)
-    return _emit(model, _trace_modes(model, _example_hints(arguments)))
+    gm = _emit(model, _trace_modes(model, _example_hints(arguments)))
+    _refuse_lists_of_samples(gm, arguments)
+    return gm
+
+
+def _refuse_lists_of_samples(gm: GraphModule, arguments: tuple[Any, ...]) -> None:
+    """A list of images (C, H, W) is a batch, of a number that the graph would hold fast.
+
+    Their first dimension, which the graph takes for the batch, is the channels: it does not run
+    with another size there. Levels (N, C, H, W) of a pyramid in a list are no obstacle.
+    """
+    if not any(isinstance(argument, (list, tuple)) for argument in arguments):
+        return
+    twin = meta_twin(gm)
+    set_mode(twin, training=False)
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            twin(*_example_hints(arguments, batch=1))
+    except Exception as e:
+        raise CaptureError(
+            "the network does not run on tensors of one entry along dimension 0 in the lists that "
+            f"it is given: {e} If they are single samples, their number is part of the graph; give "
+            "forward one tensor of samples, or lists of tensors with a batch dimension"
+        ) from e
 
 
 def _refuse_lost_behaviour(model: nn.Module) -> None:
@@ -114,9 +137,11 @@ def _recapture(model: nn.Module) -> nn.Module:
     return new
 
 
-def _example_hints(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _example_hints(arguments: tuple[Any, ...], batch: int | None = None) -> tuple[Any, ...]:
+    """Meta tensors like the arguments, of this batch size (of theirs, but at least 2)."""
+
     def hint(t: Tensor) -> Tensor:
-        size = (max(2, t.shape[0]), *t.shape[1:]) if t.dim() else ()
+        size = (batch or max(2, t.shape[0]), *t.shape[1:]) if t.dim() else ()
         return torch.empty(size, dtype=t.dtype, device="meta")
 
     for leaf in tree_leaves(arguments):
