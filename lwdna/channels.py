@@ -211,7 +211,8 @@ class ChannelSpace:
         Copies stand after a run of equal ids, so a unit on both sides of the joint cannot be
         copied: where the two are together, they would be taken for one run.
         """
-        self.joints.append((left[-1:], right[:1], node))
+        if len(left) and len(right):  # padding on one side alone concatenates nothing
+            self.joints.append((left[-1:], right[:1], node))
 
     def _tiled(self, axis: Ids, outer: tuple[int, ...], node: str) -> None:
         """``axis`` follows itself, once for each position of the fixed axes outside of it."""

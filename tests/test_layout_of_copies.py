@@ -81,6 +81,24 @@ def analysed(name: str, policy: str) -> tuple[GraphModule, ChannelGraph]:
     return gm, lwdna.analyse(gm, X, policy=policy)
 
 
+def test_padding_on_one_side_alone_is_no_joint() -> None:
+    """BoTNet's relative positions are padded behind; nothing stands before them."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = conv(3, 12), conv(3, 16), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            wider = self.a(x)
+            for _ in range(2):
+                wider = nn.functional.pad(wider, (0, 0, 0, 0, 0, 2))
+            out: Tensor = self.fc((wider + self.b(x)).mean((2, 3)))
+            return out
+
+    lwdna.verify(Padded(), X)
+
+
 def without_new_inputs(net: nn.Module, graph: ChannelGraph, copies: Ids) -> nn.Module:
     """A widened network whose layers disregard the inputs that are copies."""
     for name, role in graph.roles.items():
