@@ -1,0 +1,166 @@
+"""Predicted and measured latency of shrunk networks, and what a budget of latency gives.
+
+    python -m benchmarks.bm_latency [--networks timm:resnet18 ...] [--device cuda] [--output FILE]
+
+For every network: a table of its operators is measured, the network is shrunk to each share of its
+latency and of its MACs by random saliencies, and every result is timed in turn with the baseline.
+`error` is predicted over measured seconds, minus one. Exit code 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+import lwdna
+from benchmarks.bm_compile import ROOT, environment
+from benchmarks.networks import build
+from lwdna.fx_passes.timing import seconds_of
+
+OUTPUT = ROOT / "benchmarks" / "results" / "bm_latency.json"
+SEED = 0
+NETWORKS = (
+    "timm:resnet18",
+    "timm:resnet50",
+    "timm:resnext50_32x4d",
+    "timm:regnety_004",
+    "timm:mobilenetv2_100",
+    "timm:mobilenetv3_large_100",
+    "timm:efficientnet_b0",
+    "timm:densenet121",
+    "timm:convnext_tiny",
+    "timm:hrnet_w18_small",
+    "timm:vit_tiny_patch16_224",
+    "torchvision:shufflenet_v2_x1_0",
+)
+BUDGETS = (("latency", 0.7), ("latency", 0.5), ("macs", 0.7), ("macs", 0.5))
+
+#: The bars: the largest error that counts as right, and on how many networks at least.
+ERROR, AT_LEAST = 0.1, 10
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The table's own error, and every result's predicted and measured seconds."""
+    torch.manual_seed(SEED)
+    model, size = build(name)
+    model = model.eval().to(args.device)
+    images = torch.randn(args.batch, *size, device=args.device)
+    table = lwdna.measure_latency(
+        model, images, divisor=args.divisor, repeats=args.repeats, seed=SEED
+    )
+    networks: dict[str, nn.Module] = {"baseline": model}
+    predicted = {}
+    for metric, share in BUDGETS:
+        net = lwdna.shrink(
+            model,
+            lwdna.Budget(**{metric: share}),
+            latency=table,
+            widen=1.0,
+            criterion="random",
+            constraints=lwdna.Constraints(divisor=args.divisor),
+            example_inputs=images,
+            seed=SEED,
+            progress=False,
+        )
+        dna = net.meta["lwdna"]  # type: ignore[index,union-attr]
+        predicted["baseline"] = dna.before.latency / 1e12
+        predicted[f"{metric} {share:g}"] = dna.after.latency / 1e12
+        networks[f"{metric} {share:g}"] = net
+    measured = _seconds(networks, images, args.repeats)
+    return {
+        "table_error": round(table.error, 4),
+        "results": {
+            what: {
+                "predicted": round(predicted[what], 6),
+                "measured": round(seconds, 6),
+                "error": round(predicted[what] / seconds - 1, 4),
+                "of_baseline": round(seconds / measured["baseline"], 4),
+            }
+            for what, seconds in measured.items()
+        },
+    }
+
+
+def _seconds(
+    networks: dict[str, nn.Module], images: torch.Tensor, repeats: int
+) -> dict[str, float]:
+    """Median seconds of a forward pass of each network: all run in turn."""
+    steps = {what: partial(network.eval(), images) for what, network in networks.items()}
+    runs: dict[str, list[float]] = {what: [] for what in steps}
+    with torch.inference_mode():
+        for _ in range(2 * repeats + 1):
+            for what, step in steps.items():
+                runs[what].append(seconds_of(step, images.device))
+    return {what: median(found[1:]) for what, found in runs.items()}
+
+
+def worst(found: dict[str, Any]) -> float:
+    """Largest error of a network's shrunk results."""
+    return max(abs(r["error"]) for what, r in found["results"].items() if what != "baseline")
+
+
+def bars(networks: dict[str, Any]) -> list[tuple[bool, str]]:
+    """The bar with whether it is met."""
+    right = [name for name, found in networks.items() if worst(found) <= ERROR]
+    text = f"predicted within {ERROR:.0%} of measured on {len(right)} of {len(networks)} networks"
+    return [(len(right) >= AT_LEAST, f"{text} >= {AT_LEAST}")]
+
+
+def table(networks: dict[str, Any]) -> str:
+    """Markdown: share of the baseline's measured seconds, and the error of the prediction."""
+    rows = [
+        (
+            name,
+            f"{1e3 * found['results']['baseline']['measured']:.1f}",
+            *(
+                f"{r['of_baseline']:.0%} ({r['error']:+.1%})"
+                for what, r in found["results"].items()
+                if what != "baseline"
+            ),
+        )
+        for name, found in networks.items()
+    ]
+    head = ("network", "baseline, ms", *(f"{share:.0%} {metric}" for metric, share in BUDGETS))
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="LIBRARY:NAME")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--divisor", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5, help="medians of this many (default 5)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    chosen = ("device", "batch", "divisor", "repeats", "threads")
+    record: dict[str, Any] = {
+        "environment": environment() | {"device": args.device},
+        "settings": {"seed": SEED, **{key: getattr(args, key) for key in chosen}},
+        "networks": {},
+    }
+    for name in args.networks:
+        record["networks"][name] = measure(name, args)
+        print(table({name: record["networks"][name]}).splitlines()[-1], flush=True)
+        record["bars"] = [{"met": met, "bar": text} for met, text in bars(record["networks"])]
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+    for met, text in bars(record["networks"]):
+        print("met   " if met else "MISSED", text)
+    return 0 if all(met for met, _ in bars(record["networks"])) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
