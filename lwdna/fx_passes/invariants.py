@@ -27,6 +27,7 @@ from lwdna.fx_passes.outputs import freed
 from lwdna.fx_passes.patches import exact_attention
 from lwdna.fx_passes.regions import graphs, tensors_in
 from lwdna.fx_passes.resize import resize
+from lwdna.fx_passes.rounding import perturbed, relative_errors, rounding_bound
 from lwdna.fx_passes.state import require
 from lwdna.graph import ChannelGraph, Copies, TensorChannels
 from lwdna.inputs import as_arguments
@@ -119,7 +120,9 @@ def masked_equivalence(
 ) -> str:
     """Invariant 3: the shrunk network computes the original with the removed channels masked.
 
-    Computed in float64 and evaluation mode; the difference is relative to the largest output.
+    Computed in float64 and evaluation mode; the difference is relative to the largest output. Where
+    it exceeds the tolerance, it is compared with what rounding errors do: some networks (deep, with
+    gates, at random weights) amplify them a billionfold.
 
     Args:
         gm: the captured original.
@@ -139,18 +142,21 @@ def masked_equivalence(
     with _default_dtype(torch.float64):  # of tensors that forward creates
         small = list(tensors_in(run_parts(in_double(shrunk).eval(), double)))
         masked = list(tensors_in(run_masked(in_double(gm), graph, copies, double)))
-    worst = 0.0
-    for k, (x, y) in enumerate(zip(small, masked, strict=True)):
-        require(x.shape == y.shape, f"masked equivalence: output {k}: {_difference(x, y)}")
-        if not x.numel():
-            continue
-        x, y = x.double(), y.double()  # labels are integers
-        error = float((x - y).abs().max() / y.abs().max().clamp_min(1e-300))
+        for k, (x, y) in enumerate(zip(small, masked, strict=True)):
+            require(x.shape == y.shape, f"masked equivalence: output {k}: {_difference(x, y)}")
+        errors = relative_errors(small, masked)
+        said = f"{len(small)} outputs within {max(errors, default=0):.1e} of the masked original"
+        if max(errors, default=0) <= tolerance:
+            return f"{said} (float64)"
+        rounding = relative_errors(perturbed(shrunk, double), small)
+    for k, (error, noise) in enumerate(zip(errors, rounding, strict=True)):
+        bound = max(tolerance, rounding_bound(noise))
         require(
-            error <= tolerance, f"masked equivalence: output {k} is off by {error:.3g} (relative)"
+            error <= bound,
+            f"masked equivalence: output {k} is off by {error:.3g} (relative; the last bit of "
+            f"inputs and parameters is worth {noise:.1g})",
         )
-        worst = max(worst, error)
-    return f"{len(small)} outputs within {worst:.1e} of the masked original (float64)"
+    return f"{said} (float64, of which the last bit is worth {max(rounding):.1e})"
 
 
 @contextmanager
