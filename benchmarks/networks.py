@@ -91,13 +91,13 @@ def build(name: str, **settings: Any) -> tuple[nn.Module, Size]:
     raise ValueError(f"{name!r}: write 'timm:<name>' or 'torchvision:<name>'")
 
 
-def build_on_meta(name: str) -> tuple[nn.Module, Size]:
+def build_on_meta(name: str, **settings: Any) -> tuple[nn.Module, Size]:
     """:func:`build` without values: parameters and buffers on the meta device."""
     try:
         with torch.device("meta"):
-            return build(name)
+            return build(name, **settings)
     except RuntimeError:  # a constructor that reads the values of its tensors
-        model, size = build(name)
+        model, size = build(name, **settings)
         return meta_twin(model), size
 
 

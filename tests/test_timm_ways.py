@@ -19,6 +19,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import lwdna
+from benchmarks.networks import build_on_meta
 from lwdna.fx_passes import verify
 from lwdna.graph import ChannelGraph
 
@@ -312,10 +313,10 @@ def test_modules_and_parameters_are_reached_by_name() -> None:
 def test_training_options_change_no_group(name: str, way: str) -> None:
     family = FAMILIES[name]
     x = family.images().to("meta")
-    with torch.device("meta"):
-        plain = timm.create_model(family.name, **family.options)
-        options = {"drop_path_rate": 0.2} if way == "drop_path_rate" else {}
-        model = timm.create_model(family.name, **family.options, **options)
+    options = {"drop_path_rate": 0.2} if way == "drop_path_rate" else {}
+    plain, model = (
+        build_on_meta(f"timm:{family.name}", **family.options, **more)[0] for more in ({}, options)
+    )
     if not options:
         model.set_grad_checkpointing()
     groups = [

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = names.matching(args.models) if args.models else names.all_models()
     if args.sample:
         chosen = names.sample(chosen, args.sample, args.seed)
-    facts = environment()
+    facts = environment() | {"models": len(names.all_models())}
     key = records.key_of(facts["versions"], settings.as_dict())
     before = records.read(args.output)
     done = before.done(key, redo_failed=args.redo == "failed") if args.redo != "all" else set[str]()

@@ -38,6 +38,11 @@ class Results:
             if record["run"] in same and (record["ok"] or not redo_failed)
         }
 
+    @property
+    def expected(self) -> int:
+        """How many models the zoos have, in the versions that the models were examined with."""
+        return max((self.runs[r["run"]]["models"] for r in self.models.values()), default=0)
+
     def select(self, names: Iterable[str]) -> Results:
         """The results of these models alone, by name."""
         return Results(self.runs, {n: self.models[n] for n in sorted(names) if n in self.models})
