@@ -261,8 +261,8 @@ def test_the_peer_counts_where_its_result_runs() -> None:
 
 
 def test_tables_are_filled_between_their_marks() -> None:
-    results = Results({"a": {"date": "d", "commit": "c", "cpu": "x", "models": 1, "versions": {"torch": "2"}}},
-                      {"timm:resnet18": record()})  # fmt: skip
+    run = {"date": "d", "commit": "c", "cpu": "x", "models": 1, "versions": {"torch": "2"}}
+    results = Results({"a": run}, {"timm:resnet18": record()})
     blocks = report.tables(results)
     page = "# Zoo\n<!-- zoo:short -->\nold\n<!-- /zoo:short -->\nend\n"
     once = filled(page, "zoo", blocks)
