@@ -174,7 +174,7 @@ def cost_range(
 def rules_range(graph: ChannelGraph, rules: WidthRules) -> dict[str, tuple[int, int]]:
     """:func:`cost_range` of constraints that are resolved."""
     least, most = graph.cost_model(rules.least), graph.cost_model(rules.most)
-    return {metric: (least[metric], most[metric]) for metric in METRICS}
+    return {metric: (least[metric], figure) for metric, figure in most.as_dict().items()}
 
 
 def check_attainable(
@@ -192,6 +192,7 @@ def check_attainable(
     Raises:
         BudgetError: a limit is below the least, or every limit is above the most; carries
             ``ranges``.
+        LatencyError: latency is limited, and no range of it is known.
     """
 
     def figure(metric: str, value: int) -> str:
@@ -202,6 +203,11 @@ def check_attainable(
         least, most = (figure(metric, value) for value in ranges[metric])
         return f"{figure(metric, limits[metric])} {metric} wanted, {least} to {most} attainable"
 
+    if "latency" in limits and "latency" not in ranges:
+        raise LatencyError(
+            "a limit of latency, and nothing was measured: LatencyTable.timed(gm, graph) gives the "
+            "graph its latencies"
+        )
     low = [metric for metric, limit in limits.items() if limit < ranges[metric][0]]
     if low:
         raise BudgetError(

@@ -66,8 +66,11 @@ class Cost:
         return value
 
     def as_dict(self) -> dict[str, int]:
-        """The figures by metric name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The figures by metric name; latency only where it is known."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.latency:
+            del known["latency"]
+        return known
 
 
 @dataclass(frozen=True)

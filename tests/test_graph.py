@@ -394,6 +394,7 @@ def test_costs_are_read_by_metric_name() -> None:
     figures = {"macs": 1, "flops_paper": 2, "params": 3, "activations": 4, "latency": 5}
     cost = Cost(**figures)
     assert {m: cost[m] for m in METRICS} == cost.as_dict() == figures
+    assert "latency" not in Cost(1, 2, 3, 4).as_dict()
     with pytest.raises(KeyError, match="flops_paper"):
         cost["flops"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import lwdna
+from lwdna.budget import cost_range
 from lwdna.fx_passes.timing import time_network, time_nodes
 from lwdna.fx_passes.verify import random_copies
 from lwdna.fx_passes.widen import widen_copies
@@ -104,6 +105,15 @@ def test_latency_limits_are_read_as_times(network: Measured) -> None:
     for wrong in ("12G", "12 parsecs", 12, 20.0, "12"):
         with pytest.raises(ValueError, match=r"latency=.*ms"):
             lwdna.Budget(latency=wrong)
+
+
+def test_latency_is_no_figure_where_nothing_was_measured(network: Measured) -> None:
+    model, gm, graph, table = network
+    assert "latency" not in lwdna.attainable(model, example_inputs=images(), widen=1.0)
+    with pytest.raises(lwdna.LatencyError, match="nothing was measured"):
+        lwdna.select(graph, np.ones(graph.units), {"latency": 10**9})
+    least, most = cost_range(table.timed(gm, graph))["latency"]
+    assert 0 < least < most == table.timed(gm, graph).cost().latency
 
 
 def test_errors_name_what_is_missing(network: Measured, tmp_path: Path) -> None:
