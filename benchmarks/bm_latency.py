@@ -14,7 +14,6 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torch import nn
 
 import lwdna
 from benchmarks.bm_compile import ROOT, environment
+from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
-from lwdna.fx_passes.timing import seconds_of
 
 OUTPUT = ROOT / "benchmarks" / "results" / "bm_latency.json"
 SEED = 0
@@ -93,14 +92,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def _seconds(
     networks: dict[str, nn.Module], images: torch.Tensor, repeats: int
 ) -> dict[str, float]:
-    """Median seconds of a forward pass of each network: all run in turn."""
+    """Median seconds of a forward pass of each network."""
     steps = {what: partial(network.eval(), images) for what, network in networks.items()}
-    runs: dict[str, list[float]] = {what: [] for what in steps}
     with torch.inference_mode():
-        for _ in range(2 * repeats + 1):
-            for what, step in steps.items():
-                runs[what].append(seconds_of(step, images.device))
-    return {what: median(found[1:]) for what, found in runs.items()}
+        for step in steps.values():
+            step()
+        return in_turn(steps, 2 * repeats, images.device)
 
 
 def worst(found: dict[str, Any]) -> float:
@@ -148,7 +145,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     chosen = ("device", "batch", "divisor", "repeats", "threads")
     record: dict[str, Any] = {
-        "environment": environment() | {"device": args.device},
+        "environment": environment() | {"device": device_name(args.device)},
         "settings": {"seed": SEED, **{key: getattr(args, key) for key in chosen}},
         "networks": {},
     }

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,8 +29,8 @@ from torch import Tensor, nn
 
 import lwdna
 from benchmarks.bm_compile import ROOT, environment
+from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
-from lwdna.fx_passes.timing import seconds_of
 
 OUTPUT = ROOT / "benchmarks" / "results" / "bm_throughput.json"
 SEED = 0
@@ -143,13 +142,9 @@ def compare(
     for run in jobs.values():  # compiles, tunes, fills caches
         run()
         run()
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-    for _ in range(repeats):
-        for key, run in jobs.items():
-            seconds[key].append(seconds_of(run, images.device))
     found: dict[str, dict[str, float]] = {what: {} for what in networks}
-    for (what, job), runs in seconds.items():
-        found[what][job] = round(median(runs), 6)
+    for (what, job), seconds in in_turn(jobs, repeats, images.device).items():
+        found[what][job] = round(seconds, 6)
     return found
 
 
@@ -228,7 +223,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     chosen = ("device", "batch", "repeats", "threads")
     record: dict[str, Any] = {
-        "environment": environment() | {"device": _device(args.device)},
+        "environment": environment() | {"device": device_name(args.device)},
         "settings": {"seed": SEED, **{key: getattr(args, key) for key in chosen}},
         "records": [],
     }
@@ -242,10 +237,6 @@ def main() -> int:
     for met, text in bars(record["records"]):
         print("met   " if met else "MISSED", text)
     return 0 if all(met for met, _ in bars(record["records"])) else 1
-
-
-def _device(name: str) -> str:
-    return torch.cuda.get_device_name(name) if name.startswith("cuda") else name
 
 
 if __name__ == "__main__":

@@ -10,14 +10,20 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+
+from lwdna.fx_passes.timing import seconds_of
 
 _MB = 2**20
 
 Seconds = dict[str, float]
 Timer = Callable[[], float]
+Key = TypeVar("Key", bound=Hashable)
 
 
 class TimeLimitError(BaseException):
@@ -58,6 +64,28 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def in_turn(
+    steps: Mapping[Key, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[Key, float]:
+    """Median seconds of each step: all run in turn, ``repeats`` times.
+
+    Args:
+        steps: what to time; they are warm.
+        repeats: number of rounds.
+        device: what the steps work on.
+    """
+    runs: dict[Key, list[float]] = {key: [] for key in steps}
+    for _ in range(repeats):
+        for key, step in steps.items():
+            runs[key].append(seconds_of(step, device))
+    return {key: median(found) for key, found in runs.items()}
+
+
+def device_name(device: str) -> str:
+    """The name of a GPU; else the device's own."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def described(stage: str, error: BaseException) -> str:

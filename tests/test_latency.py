@@ -128,6 +128,8 @@ def test_errors_name_what_is_missing(network: Measured, tmp_path: Path) -> None:
     more = replace(table, operators={**table.operators, "conv9": LATENCY})
     with pytest.raises(lwdna.LatencyError, match="network lacks the node 'conv9'"):
         more.timed(gm, graph)
+    with pytest.raises(lwdna.LatencyError, match="captured in parts"):
+        table.timed(nn.Sequential(gm), graph)
     file = tmp_path / "table.json"
     file.write_text('{"operators": {}}')
     with pytest.raises(lwdna.LatencyError, match="measure again"):

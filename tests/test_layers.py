@@ -108,7 +108,9 @@ def test_a_forbidden_import_is_found(module: str, line: str) -> None:
     assert violations(module, line)
 
 
-def test_importing_lwdna_imports_no_zoo() -> None:
-    """They take as long as torch, and whoever uses neither's operators need not have them."""
-    code = "import sys, lwdna; assert not {'timm', 'torchvision'} & set(sys.modules)"
+def test_importing_lwdna_imports_nothing_that_few_need() -> None:
+    """The zoos take as long as torch; only measured latencies are fitted by scipy."""
+    code = (
+        "import sys, lwdna; assert not {'timm', 'torchvision', 'scipy.optimize'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

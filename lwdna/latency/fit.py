@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from lwdna.latency.table import OperatorLatency
 
@@ -26,6 +25,8 @@ def fit_operator(
     Source: Lawson and Hanson, "Solving Least Squares Problems", chapter 23 (as
     ``scipy.optimize.nnls``).
     """
+    from scipy.optimize import nnls  # a third of a second, which only measuring should take
+
     y = np.maximum(np.array(seconds, dtype=np.float64), _LEAST)
     x = np.column_stack([np.ones(len(y)), np.array(amounts, dtype=np.float64)])
     scale = np.maximum(x.max(axis=0), 1.0)
@@ -45,7 +46,7 @@ def spread(predicted: Sequence[float], measured: Sequence[float]) -> float:
     return float(np.abs(np.array(predicted) / np.array(measured) - 1).max())
 
 
-def seconds_of(
+def predicted_seconds(
     operators: Mapping[str, OperatorLatency], amounts: Mapping[str, tuple[float, float, float]]
 ) -> float:
     """Sum of the operators' seconds for their (written, read, macs)."""

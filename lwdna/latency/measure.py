@@ -20,8 +20,8 @@ from lwdna.fx_passes.timing import time_network, time_nodes
 from lwdna.fx_passes.widen import Multiplier, widen_copies
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.inputs import as_arguments
-from lwdna.latency.fit import fit_operator, fit_scale, seconds_of, spread
-from lwdna.latency.sizes import amounts, operator_sizes
+from lwdna.latency.fit import fit_operator, fit_scale, predicted_seconds, spread
+from lwdna.latency.sizes import amounts, one_graph, operator_sizes
 from lwdna.latency.table import LatencyTable, Setting
 
 #: Narrowest width that is measured, as a fraction of the widened one.
@@ -71,11 +71,7 @@ def measure_latency(
     arguments = as_arguments(model, example_inputs)
     with untouched(model), torch.random.fork_rng():
         gm = capture(model, arguments)
-        if not isinstance(gm, torch.fx.GraphModule):
-            raise LatencyError(
-                f"{type(model).__name__} is captured in parts, whose latencies are not measured: "
-                "give a budget of MACs instead"
-            )
+        one_graph(gm)
         gm.eval()
         graph = analyse(gm, arguments, policy=policy)
         drawn = _Widths(graph, widen_copies(graph, widen), divisor, seed)
@@ -91,7 +87,7 @@ def measure_latency(
     operators = {
         name: fit_operator([f[name] for f in found], [n[name] for n in nodes]) for name in sizes
     }
-    predicted = [seconds_of(operators, f) for f in found]
+    predicted = [predicted_seconds(operators, f) for f in found]
     scale = fit_scale(predicted, totals)
     error = spread([scale * p for p in predicted], totals)
     setting = _setting(arguments, divisor, configurations, repeats, seed)

@@ -14,6 +14,7 @@ import torch.fx
 from torch import nn
 
 from lwdna.channels import Ids
+from lwdna.errors import LatencyError
 from lwdna.fx_passes.trees import tree_leaves
 from lwdna.graph import ChannelGraph, TensorChannels
 
@@ -43,14 +44,17 @@ def operator_sizes(gm: nn.Module, graph: ChannelGraph) -> dict[str, OperatorSize
     Args:
         gm: the captured network, one graph.
         graph: its channel graph.
+
+    Raises:
+        LatencyError: the network was captured in parts.
     """
-    assert isinstance(gm, torch.fx.GraphModule)
+    nodes = one_graph(gm).nodes
     macs: dict[str, list[Size]] = {}
     for term in graph.terms:
         if term.kind in _CONTRACTIONS:
             macs.setdefault(term.node, []).append((term.coefficient, term.vectors))
     found = {}
-    for node in gm.graph.nodes:
+    for node in nodes:
         if node.op in ("placeholder", "get_attr", "output"):
             continue
         read = [graph.values.get(source.name) for source in node.all_input_nodes]
@@ -60,6 +64,16 @@ def operator_sizes(gm: nn.Module, graph: ChannelGraph) -> dict[str, OperatorSize
             macs=tuple(macs.get(node.name, ())),
         )
     return found
+
+
+def one_graph(gm: nn.Module) -> torch.fx.Graph:
+    """The graph of a captured network; refuses one that was captured in parts."""
+    if not isinstance(gm, torch.fx.GraphModule):
+        raise LatencyError(
+            f"{type(gm).__name__} is captured in parts, whose latencies are not measured: give a "
+            "budget of MACs instead"
+        )
+    return gm.graph
 
 
 def elements(values: Iterable[Any]) -> tuple[Size, ...]:
