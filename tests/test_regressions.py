@@ -320,3 +320,55 @@ def test_einsum_over_two_axes_agrees_with_the_einsum_that_made_them(policy: str)
             return out
 
     lwdna.verify(Heads(), torch.randn(2, 7, 5), policy=policy)
+
+
+class Mixture(nn.Module):
+    """``kernel`` gives each sample its own 12 filters of 8 channels, mixed from four (CondConv)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.route = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.weight = nn.Parameter(torch.randn(4, 12, 8, 3, 3) * 0.1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        b, c, h, w = y.shape
+        mixed = torch.einsum("bk,k...->b...", self.route(y.mean((2, 3))).sigmoid(), self.weight)
+        o = F.conv2d(y.reshape(1, b * c, h, w), mixed.flatten(0, 1), padding=1, groups=b)
+        out: Tensor = self.fc(o.reshape(b, -1, h, w).mean((2, 3)))
+        return out
+
+
+class Experts(nn.Module):
+    """Every token through four experts of 10 hidden channels each, gated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.fc = nn.Linear(5, 8), nn.Linear(8, 4), nn.Linear(8, 3)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(4, 8, 10)),
+            nn.Parameter(torch.randn(4, 10, 8)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        h = torch.einsum("bnc,ech->bneh", x, self.up).relu()
+        y = torch.einsum("bneh,ehc,bne->bnc", h, self.down, self.gate(x).softmax(-1))
+        out: Tensor = self.fc(x + y).mean(1)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "expected"),
+    [
+        (Mixture, X, {"stem": 8, "route": 4, "weight[1]": 12}),
+        (Experts, torch.randn(2, 7, 5), {"stem": 8, "gate": 4, "up[2]": 10}),
+    ],
+)
+def test_products_of_tensors_that_flatten_in_passing_leave_no_choice(
+    model: type[nn.Module], x: Tensor, expected: dict[str, int]
+) -> None:
+    graph = lwdna.analyse(lwdna.capture(model(), x), x)
+    assert {g.name: g.width for g in graph.groups if g.prunable} == expected
+    lwdna.verify(model(), x)

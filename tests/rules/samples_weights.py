@@ -69,14 +69,14 @@ sample(
 # --- weights of batched products ---
 
 sample(
-    "bmm",
+    "einsum",
     tokens(lambda s, x: torch.einsum("bnc,cd->bnd", s.a(x), s.w), 6, a=linear(5, 8), w=param(8, 6)),
     SEQ,
     {"a": 8, "w": 6},
     note="einsum-weight",
 )
 sample(
-    "bmm",
+    "einsum",
     tokens(lambda s, x: torch.einsum("oc,bnc->bno", s.w, s.a(x)), 6, a=linear(5, 8), w=param(6, 8)),
     SEQ,
     {"a": 8, "w": 6},

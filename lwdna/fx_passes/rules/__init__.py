@@ -4,6 +4,7 @@ from lwdna.fx_passes.rules import (  # noqa: F401  (importing registers the rule
     along,
     contraction,
     detection,
+    einsum,
     indexing,
     movement,
     normalisation,
