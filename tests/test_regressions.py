@@ -372,3 +372,37 @@ def test_products_of_tensors_that_flatten_in_passing_leave_no_choice(
     graph = lwdna.analyse(lwdna.capture(model(), x), x)
     assert {g.name: g.width for g in graph.groups if g.prunable} == expected
     lwdna.verify(model(), x)
+
+
+class Bias(nn.Module):
+    """A mask of 4 x 4 positions, read from a table of 7 offsets by a one-hot constant."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        look_up = torch.stack([torch.eye(7)[i : i + 4] for i in range(4)])
+        self.table = nn.Parameter(torch.randn(8, 7))
+        if constant:
+            self.register_buffer("look_up", look_up)
+        else:
+            self.look_up = nn.Parameter(look_up)
+        self.stem, self.fc = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).transpose(1, 2)
+        bias = torch.einsum("cv,ijv->cij", self.table, self.look_up)
+        y = torch.einsum("bci,cij->bjc", y, bias)
+        out: Tensor = self.fc(y).mean(1)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("constant", "expected"),
+    [(True, {"stem": 8}), (False, {"stem": 8, "table[1]": 7, "look_up[1]": 4})],
+)
+def test_a_table_that_a_constant_addresses_keeps_its_entries(
+    constant: bool, expected: dict[str, int]
+) -> None:
+    x = torch.randn(2, 4, 5)
+    graph = lwdna.analyse(lwdna.capture(Bias(constant), x), x)
+    assert {g.name: g.width for g in graph.groups if g.prunable} == expected
+    lwdna.verify(Bias(constant), x)

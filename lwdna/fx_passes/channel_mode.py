@@ -115,6 +115,10 @@ class ChannelMode(TorchDispatchMode):
         """Name of the parameter a tensor is computed from, if it depends on no activation."""
         return self._origins.get(id(tensor)) or None
 
+    def constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is computed from buffers alone."""
+        return self._origins.get(id(tensor)) == ""
+
     def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None:
         """Record a cost term of the current node."""
         if not self.counting:

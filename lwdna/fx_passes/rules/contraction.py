@@ -130,6 +130,7 @@ def matmul(op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None
     *batch_b, inner_b, columns = op.vec(b)
     for v, w in zip((*batch_a, inner_a), (*batch_b, inner_b), strict=True):
         op.couple(v, w)
+    op.freeze_addresses(inner_a, (a, b))
     out = (*batch_a, rows, columns)
     if bias is not None:
         for k, v in enumerate(reversed(op.vec(bias)), 1):

@@ -40,6 +40,10 @@ def einsum(op: OpCall, equation: str, tensors: Sequence[Tensor], *, path: Any = 
             if t.shape[d] > 1:  # a single entry is broadcast
                 op.couple(met.setdefault(label, v), v)
                 sizes[label] = t.shape[d]
+    for label, v in met.items():
+        if label not in result:
+            holders = [t for t, labels in zip(tensors, operands, strict=True) if label in labels]
+            op.freeze_addresses(v, holders)
     op.give(tuple(met.get(label) for label in result))
     for t, labels in zip(tensors, operands, strict=True):
         summed = [d for d, label in enumerate(labels) if label not in result]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ class Recorder(Protocol):
 
     def origin(self, tensor: Tensor) -> str | None:
         """Parameter that a tensor is computed from, without activations."""
+
+    def constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is computed from buffers alone."""
 
     def add_term(self, kind: TermKind, coefficient: int, vectors: Vectors) -> None:
         """Record a cost term."""
@@ -123,6 +126,13 @@ class OpCall:
         """No dimension of this tensor can change."""
         for vector in self.vec(tensor):
             self.freeze(vector, reason)
+
+    def freeze_addresses(self, vector: Vector, factors: Sequence[Tensor]) -> None:
+        """A sum over a parameter's entries that constants weight looks up positions in it."""
+        constants = [t for t in factors if self.recorder.constant(t)]
+        parameters = [t for t in factors if self.recorder.origin(t) is not None]
+        if constants and parameters and len(constants) + len(parameters) == len(factors):
+            self.freeze(vector, "its entries are addressed by a constant")
 
     def free(self, n: int, dim: int = 0) -> Ids:
         """New ids for a dimension whose content does not depend on the index."""
