@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
+import lwdna
 from benchmarks.measure import described
 from benchmarks.zoo.inputs import Shape, example
+from lwdna.errors import VerificationError
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.regions import tensors_in
@@ -64,15 +68,36 @@ class Verdict:
 def numeric(case: Case) -> Verdict:
     """All invariants, on real inputs."""
     one, two, expected, facts = _settle(case)
-    gm, graph, copies, net = case.gm, case.graph, case.copies, case.net
+    gm, graph, net = case.gm, case.graph, case.net
     wide = widen_copies(graph, _WIDEN)
     checks: dict[str, Callable[[], str]] = {
         "identity": lambda: verify.identity(case.model, gm, one, expected=expected),
         "round trip": lambda: verify.round_trip(gm, graph, wide, one, expected=expected),
-        "masked equivalence": lambda: verify.masked_equivalence(gm, graph, copies, net, one),
+        "masked equivalence": lambda: _masked(case, one, two),
         "trains": lambda: verify.trains(net, two, batches=(2,)),
     }
     return _judge({**_structural(case), **checks}, facts)
+
+
+def _masked(case: Case, one: tuple[Any, ...], two: tuple[Any, ...]) -> str:
+    """Masked equivalence; where it fails, once more with values that do not explode.
+
+    Through dozens of batch norms that do not normalise, as their statistics are made up, values
+    grow until gates are steps, and rounding errors decide which way they go. A wrong channel is
+    wrong with the statistics of the input, too.
+    """
+    gm, graph, copies = case.gm, case.graph, case.copies
+    try:
+        return verify.masked_equivalence(gm, graph, copies, case.net, one)
+    except VerificationError:
+        again = lwdna.resize(gm, graph, copies).state_dict()
+        if any(not torch.equal(t, again[name]) for name, t in case.net.state_dict().items()):
+            raise
+        settled = copy.deepcopy(gm)
+        update_bn([two[0]], settled)
+        net = lwdna.resize(settled, graph, copies)
+        said = verify.masked_equivalence(settled, graph, copies, net, one)
+        return f"{said}, with the input's statistics in batch norms"
 
 
 def on_meta(case: Case) -> Verdict:
