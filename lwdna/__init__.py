@@ -27,7 +27,7 @@ from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.verify import Verification, verify
 from lwdna.fx_passes.widen import widen
 from lwdna.graph import ChannelGraph, ChannelGroup
-from lwdna.latency import LatencyTable, measure_latency
+from lwdna.latency import LatencyTable, measure_latency, preferred_divisor
 from lwdna.scoring import SGD, Scoring, ScoringContext, criteria, criterion, score
 from lwdna.scoring import get as get_criterion
 from lwdna.selection import Selection, select
@@ -69,6 +69,7 @@ __all__ = [
     "get_criterion",
     "measure_latency",
     "output_channels",
+    "preferred_divisor",
     "recipes",
     "resize",
     "rules",

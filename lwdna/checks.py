@@ -12,6 +12,7 @@ from torch import nn
 from lwdna.constraints import Constraints
 from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.module import check_initialised
+from lwdna.latency import LatencyTable
 
 
 def check_model(model: nn.Module) -> None:
@@ -72,14 +73,16 @@ def checked_seed(seed: int) -> int:
     return operator.index(seed)
 
 
-def checked_constraints(constraints: Constraints | None) -> Constraints:
-    """The constraints; those without any demand beyond the default floors by default.
+def checked_constraints(
+    constraints: Constraints | None, latency: LatencyTable | None = None
+) -> Constraints:
+    """The constraints; by default, no demand beyond the floors, and a latency table's divisor.
 
     Raises:
         TypeError: something else.
     """
     if constraints is None:
-        return Constraints()
+        return Constraints(divisor=1 if latency is None else latency.setting.divisor)
     if not isinstance(constraints, Constraints):
         raise TypeError(
             f"constraints is a {type(constraints).__name__}: pass lwdna.Constraints(divisor=8, ...)"

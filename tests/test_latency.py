@@ -173,3 +173,32 @@ def test_the_code_of_the_page_runs(
     exec(compile(block, str(page), "exec"), {})
     before, after = map(float, capsys.readouterr().out.split())
     assert 0 < after <= 0.9 * before
+
+
+def test_the_divisor_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lwdna.preferred_divisor("cuda:1") == lwdna.preferred_divisor(torch.device("cuda")) == 8
+    for capability, divisor in (("AVX512", 16), ("AVX2", 8), ("DEFAULT", 4)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert lwdna.preferred_divisor("cpu") == divisor
+    monkeypatch.setattr("lwdna.latency.measure.preferred_divisor", lambda device: 6)
+    table = lwdna.measure_latency(nn.Conv2d(3, 8, 3), images(), configurations=4, repeats=1)
+    assert table.setting.divisor == 6
+
+
+@pytest.mark.parametrize("constraints", [None, lwdna.Constraints()])
+def test_widths_are_multiples_of_the_divisor_that_was_measured(
+    network: Measured, constraints: lwdna.Constraints | None
+) -> None:
+    model, *_, table = network
+    net = lwdna.shrink(
+        model,
+        lwdna.Budget(latency=0.8),
+        latency=replace(table, setting=replace(SETTING, divisor=6)),
+        constraints=constraints,
+        widen=1.0,
+        criterion="random",
+        example_inputs=images(),
+    )
+    widths = [(g.width, g.baseline) for g in net.meta["lwdna"].groups if g.prunable]
+    aligned = [width % 6 == 0 or width == baseline for width, baseline in widths]
+    assert all(aligned) == (constraints is None)

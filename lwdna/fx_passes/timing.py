@@ -42,7 +42,7 @@ def time_nodes(gm: nn.Module, arguments: Sequence[Any], repeats: int) -> dict[st
         Node name -> seconds.
     """
     assert isinstance(gm, torch.fx.GraphModule)
-    mark, finish = _clock(_device_of(arguments))
+    mark, finish = _clock(device_of(arguments))
     names = [node.name for node in gm.graph.nodes]
     runs = []
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def time_network(network: nn.Module, arguments: Sequence[Any], repeats: int) -> 
         arguments: as for :func:`time_nodes`.
         repeats: as for :func:`time_nodes`.
     """
-    device = _device_of(arguments)
+    device = device_of(arguments)
     with torch.inference_mode():
         seconds = [seconds_of(lambda: network(*arguments), device) for _ in range(repeats + 1)]
     return median(seconds[1:])
@@ -75,7 +75,8 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     return finish([start, mark()])[0]
 
 
-def _device_of(arguments: Sequence[Any]) -> torch.device:
+def device_of(arguments: Sequence[Any]) -> torch.device:
+    """Where the first tensor among a network's arguments is; the CPU without one."""
     tensors = (a for a in arguments if isinstance(a, torch.Tensor))
     return next((t.device for t in tensors), torch.device("cpu"))
 

@@ -16,11 +16,12 @@ from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.state import untouched
-from lwdna.fx_passes.timing import time_network, time_nodes
+from lwdna.fx_passes.timing import device_of, time_network, time_nodes
 from lwdna.fx_passes.widen import Multiplier, widen_copies
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.inputs import as_arguments
 from lwdna.latency.fit import fit_operator, fit_scale, predicted_seconds, spread
+from lwdna.latency.kernels import preferred_divisor
 from lwdna.latency.sizes import amounts, one_graph, operator_sizes
 from lwdna.latency.table import LatencyTable, Setting
 
@@ -33,7 +34,7 @@ def measure_latency(
     example_inputs: Any,
     *,
     widen: Multiplier = 1.0,
-    divisor: int = 1,
+    divisor: int | None = None,
     configurations: int = 16,
     repeats: int = 5,
     policy: Policy = "auto",
@@ -52,7 +53,8 @@ def measure_latency(
         example_inputs: real inputs of the batch size, resolution and dtype to measure.
         widen: the range of widths goes up to this multiple; as for :func:`lwdna.shrink`.
         divisor: widths are multiples of it where that is at least half of the width, as kernels
-            like them; as in the :class:`lwdna.Constraints` that will be used.
+            like them; by default that of the device (:func:`lwdna.preferred_divisor`). It is what
+            :func:`lwdna.shrink` takes with the table, if it is given no constraints.
         configurations: number of random widths of the whole network.
         repeats: passes over each, of which the median counts.
         policy: as for :func:`lwdna.shrink`.
@@ -69,6 +71,8 @@ def measure_latency(
     if configurations < 4:
         raise LatencyError(f"configurations={configurations}: four or more determine the fit")
     arguments = as_arguments(model, example_inputs)
+    if divisor is None:
+        divisor = preferred_divisor(device_of(arguments))
     with untouched(model), torch.random.fork_rng():
         gm = capture(model, arguments)
         one_graph(gm)
