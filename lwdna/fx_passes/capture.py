@@ -24,6 +24,7 @@ from lwdna.fx_passes.module import (
     FUNCTIONS,
     assemble,
     check_initialised,
+    check_names,
     detached_copy,
     meta_twin,
     skeleton,
@@ -70,12 +71,14 @@ def capture(model: nn.Module, example_inputs: Any) -> nn.Module:
     Raises:
         CaptureError: the control flow depends on tensor values, or the structure differs between
             training and evaluation at the top level; the message quotes the source line.
-        UnsupportedModelError: the model has uninitialised (lazy) parameters.
+        UnsupportedModelError: the model has uninitialised (lazy) parameters, or names that cannot
+            be written into code.
 
     Source: torch.fx symbolic tracing (https://pytorch.org/docs/stable/fx.html).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
+    check_names(model)
     for name, p in model.named_parameters():
         check_initialised(name, p)
     if is_captured(model):

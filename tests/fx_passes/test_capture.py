@@ -755,3 +755,22 @@ def test_a_batch_of_one_is_enough() -> None:
 
 def test_the_captured_network_trains() -> None:
     verify.trains(captured(Named()), X)
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", 'x", __import__("os"), "'])
+def test_names_do_not_become_code(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict({name: nn.Conv2d(3, 4, 1)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layers[name](x)
+            return y
+
+    with pytest.raises(UnsupportedModelError, match="would become code"):
+        capture(Named(), torch.randn(2, 3, 4, 4))
+    parameters = nn.Module()
+    parameters.register_parameter(name, nn.Parameter(torch.ones(3)))
+    with pytest.raises(UnsupportedModelError, match="would become code"):
+        capture(parameters, torch.randn(2, 3, 4, 4))
