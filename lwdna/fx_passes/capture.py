@@ -28,6 +28,7 @@ from lwdna.fx_passes.module import (
     detached_copy,
     meta_twin,
     skeleton,
+    tensors_of,
 )
 from lwdna.fx_passes.proxy import has_effect
 from lwdna.fx_passes.reassigned import keeping_state
@@ -237,7 +238,13 @@ def _emit(model: nn.Module, trace: _Trace) -> GraphModule:
     for node, path in _constants(graph):
         constants = root._modules.setdefault(CONSTANTS, nn.Module())
         assert constants is not None
-        constants.register_buffer(path, getattr(trace.twin, path).clone(), persistent=False)
+        constant = getattr(trace.twin, path)
+        if constant.is_meta and not all(t.is_meta for t in tensors_of(source)):
+            raise CaptureError(
+                f"forward makes a constant of shape {tuple(constant.shape)} from a tensor that is "
+                "kept where no graph looks for it: register that tensor as a buffer"
+            )
+        constants.register_buffer(path, constant.clone(), persistent=False)
         node.target = f"{CONSTANTS}.{path}"
     if FUNCTIONS in trace.twin._modules:
         root._modules[FUNCTIONS] = trace.twin._modules[FUNCTIONS]

@@ -24,6 +24,7 @@ from lwdna.fx_passes.hints import Evaluation, to_meta
 from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.mode_reads import is_own_layer, watched_mode
+from lwdna.fx_passes.modes import CONSTANT
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
@@ -58,7 +59,7 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in OPENED:
             return OPENED[func](*args, **kwargs)
-        if func not in FACTORIES and not any(map(is_proxy, tree_leaves((args, kwargs)))):
+        if func not in FACTORIES and not self._concerned(func, tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
         if torch.overrides.is_tensor_method_or_property(func):
             name = func.__name__
@@ -66,6 +67,16 @@ class _Recorder(TorchFunctionMode):
                 return getattr(args[0], func.__self__.__name__)
             return self.tracer.create_proxy("call_method", name, args, kwargs)
         return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+    def _concerned(self, func: Any, values: list[Any]) -> bool:
+        """Whether proxies are among the values, or the model's tensors that are no buffers.
+
+        What is computed from those alone would be a constant without values otherwise; properties
+        (shape, dtype) are known.
+        """
+        if any(map(is_proxy, values)):
+            return True
+        return func.__name__ != "__get__" and any(map(self.tracer.is_attribute, values))
 
 
 class HintedTracer(torch.fx.Tracer):
@@ -182,6 +193,11 @@ class HintedTracer(torch.fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.calls[path] = Call.of(args, result)
         return result
+
+    def is_attribute(self, value: Any) -> bool:
+        """Whether it is a tensor of the model that is neither parameter nor buffer."""
+        name = self.tensor_attrs.get(value, CONSTANT) if isinstance(value, Tensor) else CONSTANT
+        return not name.startswith(CONSTANT)
 
     def _asked(self, module: nn.Module) -> None:
         if not (self.evaluation.running and is_own_layer(module)):

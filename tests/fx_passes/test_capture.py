@@ -774,3 +774,36 @@ def test_names_do_not_become_code(name: str) -> None:
     parameters.register_parameter(name, nn.Parameter(torch.ones(3)))
     with pytest.raises(UnsupportedModelError, match="would become code"):
         capture(parameters, torch.randn(2, 3, 4, 4))
+
+
+class Scaled(nn.Module):
+    """A tensor that is no buffer, and what forward makes of it."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.scale, self.use = nn.Conv2d(3, 4, 1), torch.randn(4, 1, 1), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) * self.use(self.scale)
+        return y
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: s,
+        lambda s: s[None],
+        lambda s: s * 2 + 1,
+        lambda s: torch.stack([s, s]).sum(0),
+        lambda s: s.view(1, s.shape[0], 1, s.size(1)),
+    ],
+)
+def test_tensors_that_are_no_buffers_keep_their_values(use: Callable[[Tensor], Tensor]) -> None:
+    model, x = Scaled(use), torch.randn(2, 3, 4, 4)
+    assert torch.equal(capture(model, x)(x), model(x))
+    verify.verify(model, x)
+
+
+def test_a_constant_without_values_is_refused() -> None:
+    with pytest.raises(CaptureError, match="register that tensor as a buffer"):
+        capture(Scaled(lambda s: s.mT.contiguous()), torch.randn(2, 3, 4, 4))
