@@ -108,19 +108,20 @@ def linear(op: OpCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         op.couple(out, op.vec(bias)[0])
     op.give((*lead, out))
     op.mix(x, x.dim() - 1, "zero")
-    _product(op, "linear", (*x.shape, weight.shape[0]), (*lead, channels, out))
+    product(op, "linear", (*x.shape, weight.shape[0]), (*lead, channels, out))
     _activations(op, tuple(op.out.shape), op.vec(op.out))
     op.recorder.add_role(weight, 0, 1, 1)
 
 
-def _product(op: OpCall, kind: Any, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
+def product(op: OpCall, kind: Any, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
+    """A cost term: the product of all sizes, of which those with a vector may change."""
     fixed = prod(n for n, v in zip(sizes, vectors, strict=True) if v is None)
     op.recorder.add_term(kind, fixed, vectors)
 
 
 def _activations(op: OpCall, sizes: tuple[int, ...], vectors: tuple[Vector, ...]) -> None:
     """The elements of one result, of these sizes."""
-    _product(op, "activations", sizes, vectors)
+    product(op, "activations", sizes, vectors)
 
 
 @rule(aten.mm, aten.bmm)
@@ -140,7 +141,7 @@ def matmul(op: OpCall, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None
     op.mix(a, a.dim() - 1, "zero")
     op.mix(b, b.dim() - 2, "zero")
     kind = "linear" if a.dim() == 2 else "matmul"
-    _product(op, kind, (*a.shape, b.shape[-1]), (*op.vec(a), columns))
+    product(op, kind, (*a.shape, b.shape[-1]), (*op.vec(a), columns))
     _activations(op, tuple(op.out.shape), op.vec(op.out))
     if all(v is None for v in batch_a):  # either operand may be a weight
         op.recorder.add_role(b, b.dim() - 1, b.dim() - 2, 1)
@@ -250,8 +251,8 @@ def attention(
     op.mix(query, query.dim() - 1, "zero")
     lead = tuple(op.out.shape[:-1])
     sizes = (*lead, key.shape[-2])
-    _product(op, "matmul", (*sizes, query.shape[-1]), (*batch, queries, None, width))
-    _product(op, "matmul", (*sizes, value.shape[-1]), (*batch, queries, None, out))
+    product(op, "matmul", (*sizes, query.shape[-1]), (*batch, queries, None, width))
+    product(op, "matmul", (*sizes, value.shape[-1]), (*batch, queries, None, out))
     # Two products: the scores (..., L, S), whether or not the kernel stores them, and the output.
     _activations(op, sizes, (*batch, queries, None))
     _activations(op, tuple(op.out.shape), op.vec(op.out))

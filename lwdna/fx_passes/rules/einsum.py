@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lwdna.channels import Vector
-from lwdna.cost import TermKind
+from lwdna.fx_passes.rules.contraction import product
 from lwdna.fx_passes.rules.registry import OpCall, rule
 
 aten = torch.ops.aten
@@ -56,15 +55,8 @@ def einsum(op: OpCall, equation: str, tensors: Sequence[Tensor], *, path: Any = 
         for t, labels in zip(tensors, operands, strict=True)
     ]
     for used, left in _products(given, set(result), path):
-        _term(op, "matmul", used, sizes, met)
-        _term(op, "activations", left, sizes, met)
-
-
-def _term(
-    op: OpCall, kind: TermKind, labels: set[str], sizes: dict[str, int], met: dict[str, Vector]
-) -> None:
-    fixed = prod(sizes[label] for label in labels if met[label] is None)
-    op.recorder.add_term(kind, fixed, tuple(met[label] for label in sorted(labels)))
+        for kind, kept in (("matmul", sorted(used)), ("activations", sorted(left))):
+            product(op, kind, tuple(sizes[k] for k in kept), tuple(met[k] for k in kept))
 
 
 def _labels(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
