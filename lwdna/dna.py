@@ -4,45 +4,26 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from lwdna.budget import Budget
+from lwdna.constraints import Constraints, Floors
 from lwdna.cost import Cost
-from lwdna.errors import LwdnaError
+from lwdna.errors import DnaError
+from lwdna.example import described, shapes_in
 from lwdna.graph import ChannelGraph, Copies
+from lwdna.group_width import MOST_UNITS, GroupWidth, as_runs, from_runs, group_widths
 from lwdna.selection import Selection
+from lwdna.source import ModelSource, source_of
+from lwdna.strict_json import build, digest, parse
 
-FORMAT = 2
+FORMAT = 3
 _PACKAGES = ("lwdna", "torch", "torchvision", "timm", "networkx", "numpy")
-
-
-@dataclass(frozen=True)
-class GroupWidth:
-    """Width of one channel group before and after.
-
-    Attributes:
-        name: the group's name.
-        slots: tensor dimensions it sets the size of, as ``"tensor[dim]"``.
-        baseline: units in the given network.
-        widened: units after widening.
-        width: units in the result.
-        kept: indices of the kept units among the widened ones, ascending.
-        prunable: whether the width could change.
-    """
-
-    name: str
-    slots: tuple[str, ...]
-    baseline: int
-    widened: int
-    width: int
-    kept: tuple[int, ...]
-    prunable: bool
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,9 @@ class Dna:
 
     Attributes:
         model: class name of the given model.
-        input_shapes: shapes (batch first) the costs are counted for, at batch size 1.
+        source: how it was constructed, if that is known: see :func:`lwdna.create`.
+        inputs: positional arguments of ``forward`` that costs are counted for, at batch size 1,
+            in JSON's types: see :func:`lwdna.example.described`.
         groups: widths of all groups.
         limits: metric -> absolute limit that the budget came to.
         used: metric -> fraction of its limit that is used.
@@ -64,10 +47,14 @@ class Dna:
         before: cost of the given network.
         after: cost of the result.
         versions: Python and package versions.
+
+    Raises:
+        DnaError: fields that contradict one another.
     """
 
     model: str
-    input_shapes: tuple[tuple[int, ...], ...]
+    source: ModelSource | None
+    inputs: tuple[Any, ...]
     groups: tuple[GroupWidth, ...]
     limits: Mapping[str, int]
     used: Mapping[str, float]
@@ -79,6 +66,32 @@ class Dna:
     before: Cost
     after: Cost
     versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        shapes_in({"tuple": self.inputs})
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            raise DnaError("a DNA with two groups of one name")
+        if sum(group.widened for group in self.groups) > MOST_UNITS:
+            raise DnaError(f"a DNA of more than {MOST_UNITS:,} units")
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors in ``inputs``, batch size 1."""
+        return tuple(shapes_in({"tuple": self.inputs}))
+
+    @property
+    def constraints(self) -> Constraints:
+        """What the widths obey.
+
+        Raises:
+            DnaError: the settings hold no constraints.
+        """
+        try:
+            kept = dict(self.settings["constraints"])
+            return Constraints(**{**kept, "floors": Floors(**kept["floors"])})
+        except (KeyError, TypeError, ValueError) as e:
+            raise DnaError(f"the DNA's constraints: {type(e).__name__}: {e}") from e
 
     def __repr__(self) -> str:
         return f"<Dna of {self.model}: {len(self.groups)} groups, {self.before} -> {self.after}>"
@@ -110,24 +123,11 @@ class Dna:
             seed: seed of widening and scoring.
             settings: other arguments; dataclasses become dicts.
         """
-        groups = tuple(
-            GroupWidth(
-                name=group.name,
-                slots=tuple(str(slot) for slot, _ in group.slots),
-                baseline=graph.groups[group.index].width,
-                widened=group.width,
-                width=int(selection.copies[group.units].sum()),
-                kept=tuple(int(i) for i in np.flatnonzero(selection.copies[group.units])),
-                prunable=group.prunable,
-            )
-            for group in wide_graph.groups
-            if group.slots
-        )
-        shapes = (tuple(t.shape) for t in tree_leaves(graph.inputs) if isinstance(t, Tensor))
         return cls(
             model=type(model).__name__,
-            input_shapes=tuple(shapes),
-            groups=groups,
+            source=source_of(model),
+            inputs=tuple(described(value) for value in graph.inputs),
+            groups=group_widths(graph, wide_graph, selection.copies),
             limits=dict(limits),
             used=selection.used,
             note=selection.note,
@@ -147,47 +147,76 @@ class Dna:
             graph: channel graph of the widened network.
 
         Raises:
-            LwdnaError: the graph's groups are not those of this configuration.
+            DnaError: the graph's groups are not those of this configuration.
         """
         copies = graph.keep_all()
         known = {group.name: group for group in graph.groups if group.slots}
         for width in self.groups:
             group = known.pop(width.name, None)
             if group is None or group.width != width.widened:
-                raise LwdnaError(
-                    f"group {width.name!r} of {width.widened} units is not in this network: the "
-                    "DNA belongs to another model or widening"
+                raise DnaError(
+                    f"group {width.name[:60]!r} of {width.widened} units is not in this network: "
+                    "the DNA belongs to another model, other inputs or another widening"
                 )
             copies[group.units] = 0
             copies[group.units[list(width.kept)]] = 1
         if known:
-            raise LwdnaError(f"groups {sorted(known)} of this network are not in the DNA")
+            raise DnaError(f"groups {sorted(known)[:3]} of this network are not in the DNA")
         return copies
 
+    def at(
+        self,
+        budget: float | str | Budget,
+        model: nn.Module | None = None,
+        *,
+        trust: Sequence[str] = (),
+    ) -> Dna:
+        """The same widths, all multiplied by one factor, within another budget.
+
+        See :func:`lwdna.rescaling.rescale` for the law and the arguments.
+        """
+        from lwdna.rescaling import rescale  # it builds on this module
+
+        return rescale(self, budget, model, trust=trust)
+
     def to_json(self) -> str:
-        """The configuration as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        """The configuration as JSON text; kept indices as runs, ``"0-31 40 42-63"``."""
+        return json.dumps(self._as_dict(), indent=1) + "\n"
+
+    def _as_dict(self) -> dict[str, Any]:
+        data = {"format": FORMAT, **asdict(self)}
+        for group in data["groups"]:
+            group["kept"] = as_runs(group["kept"])
+        found: dict[str, Any] = json.loads(json.dumps(data))
+        return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that the configuration says, in hex."""
+        return digest(self._as_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Dna:
-        """Read :meth:`to_json`'s text.
+        """Read :meth:`to_json`'s text; it may come from anywhere.
 
         Raises:
-            LwdnaError: not JSON, another format, or fields missing.
+            DnaError: not JSON, another format, fields missing, unknown, of another type, or that
+                contradict one another.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            if data.pop("format") != FORMAT:
-                raise LwdnaError(f"a DNA of another format; this version reads format {FORMAT}")
-            data["groups"] = tuple(
-                GroupWidth(**{**g, "slots": tuple(g["slots"]), "kept": tuple(g["kept"])})
-                for g in data["groups"]
-            )
-            data["input_shapes"] = tuple(tuple(shape) for shape in data["input_shapes"])
-            data["before"], data["after"] = Cost(**data["before"]), Cost(**data["after"])
-            return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise LwdnaError(f"not a DNA of lwdna: {type(e).__name__}: {e}") from e
+        data = parse(text, "the DNA")
+        if not isinstance(data, dict) or type(data.get("format")) is not int:
+            raise DnaError("no DNA of lwdna: it does not tell its format")
+        found = data.pop("format")
+        if found != FORMAT:
+            remedy = "update lwdna" if found > FORMAT else "shrink the network again"
+            raise DnaError(f"a DNA of format {found}; this version reads {FORMAT}: {remedy}")
+        left = MOST_UNITS
+        for group in data["groups"] if isinstance(data.get("groups"), list) else ():
+            if isinstance(group, dict):
+                group["kept"] = from_runs(group.get("kept"), left)
+                left -= len(group["kept"])
+        dna: Dna = build(cls, data, "the DNA")
+        return dna
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,3 +60,11 @@ class LatencyError(LwdnaError, ValueError):
 
 class VerificationError(LwdnaError, AssertionError):
     """An invariant does not hold; names the invariant, the tensor and the difference."""
+
+
+class SourceError(LwdnaError, ValueError):
+    """How a network is constructed is unknown, not trusted or wrong; says what to pass instead."""
+
+
+class DnaError(LwdnaError, ValueError):
+    """A DNA, or a file with one, is damaged, of another format or of another network."""

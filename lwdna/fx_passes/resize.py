@@ -43,7 +43,8 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
             stand directly after the original run of entries. Those of products are what
             :meth:`ChannelGraph.completed` works out.
         seed: seeds the entries of the copies, drawn by the law each parameter was initialised
-            with, at its new fan; the global random state is not touched. Buffers are copied.
+            with, at its new fan; the global random state is not touched. Buffers are copied, and
+            tensors on the meta device stay there.
 
     Returns:
         A new network of the same class with the same node names and state_dict keys.
@@ -98,7 +99,7 @@ def _resized(
         new = new.clone()
     elif not tensor.is_contiguous() and _channels_last(tensor):
         new = new.contiguous(memory_format=torch.channels_last)
-    if fresh and name not in graph.buffers:
+    if fresh and name not in graph.buffers and not tensor.is_meta:  # no values, no law
         _initialise(name, tensor, new, fresh, graph, generator)
     return new
 

@@ -1,0 +1,101 @@
+"""Two DNAs side by side: the groups whose widths differ, and what both cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from lwdna.dna import Dna
+from lwdna.group_width import GroupWidth
+
+_SAID = ("model", "source", "input_shapes", "criterion", "seed", "widen", "settings")
+
+
+@dataclass(frozen=True)
+class DnaDiff:
+    """What distinguishes two DNAs; prints as tables.
+
+    Attributes:
+        a: one of them.
+        b: the other.
+        groups: (of a, of b) for each group whose width or kept units differ, in their order; None
+            where one of them has no such group.
+        fields: names of what else differs: source, settings ...
+    """
+
+    a: Dna
+    b: Dna
+    groups: tuple[tuple[GroupWidth | None, GroupWidth | None], ...]
+    fields: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<DnaDiff: {len(self.groups)} groups differ; print() shows them>"
+
+    def __str__(self) -> str:
+        same = len({*self.a.groups, *self.b.groups}) - 2 * len(self.groups)
+        parts = [self._costs(), self._widths() if self.groups else "all widths are the same"]
+        if self.groups and same > 0:
+            parts.append(f"{same} groups are the same")
+        for name in self.fields:
+            parts.append(f"{name}: {getattr(self.a, name)} | {getattr(self.b, name)}")
+        return "\n\n".join(parts)
+
+    def _costs(self) -> str:
+        rows = []
+        metrics = {**self.a.before.as_dict(), **self.b.before.as_dict()}
+        for metric in metrics:
+            before, a, b = self.a.before[metric], self.a.after[metric], self.b.after[metric]
+            other = self.b.before[metric]
+            given = f"{before:,}" if before == other else f"{before:,} | {other:,}"
+            change = f"{b / a - 1:+.1%}" if a else ""
+            rows.append((metric, given, f"{a:,}", f"{b:,}", change))
+        return _table(rows, ("cost", "before", "a", "b", "a to b"))
+
+    def _widths(self) -> str:
+        rows = []
+        for a, b in self.groups:
+            one = a or b
+            assert one is not None
+            widths = [None if g is None else g.width for g in (a, b)]
+            change = f"{widths[1] / widths[0] - 1:+.1%}" if widths[0] and widths[1] else ""
+            if a and b and a.width == b.width:
+                change = "other units"
+            rows.append((one.name, one.baseline, *("–" if w is None else w for w in widths), change))
+        return _table(rows, ("group", "before", "a", "b", "a to b"))
+
+
+def diff(a: Dna, b: Dna) -> DnaDiff:
+    """Compare two DNAs, of one model or of several.
+
+    Args:
+        a: ``net.meta["lwdna"]``, or ``lwdna.Dna.from_json(text)``.
+        b: the other.
+
+    Returns:
+        The differences; ``print`` shows the costs before and after, and the widths that differ.
+
+    Raises:
+        TypeError: something else than two DNAs.
+    """
+    for dna in (a, b):
+        if not isinstance(dna, Dna):
+            raise TypeError(f"{type(dna).__name__}: pass DNAs, such as net.meta['lwdna']")
+    theirs = {group.name: group for group in b.groups}
+    ours = {group.name: group for group in a.groups}
+    pairs = [(ours.get(name), theirs.get(name)) for name in {**ours, **theirs}]
+    return DnaDiff(
+        a=a,
+        b=b,
+        groups=tuple(pair for pair in pairs if pair[0] != pair[1]),
+        fields=tuple(name for name in _SAID if getattr(a, name) != getattr(b, name)),
+    )
+
+
+def _table(rows: list[tuple[object, ...]], headers: tuple[str, ...]) -> str:
+    return tabulate(
+        rows,
+        headers=headers,
+        disable_numparse=True,
+        colalign=("left", *["right"] * (len(headers) - 1)),
+    )

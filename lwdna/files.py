@@ -1,0 +1,208 @@
+"""Save and load: a directory with ``dna.json`` and ``model.safetensors``.
+
+The weights name their DNA by its digest, so the two files cannot be taken for a pair that they are
+not. Saving over an older network, the new DNA is first put beside the old one (``dna.json.new``);
+the pair changes at the one moment in which the new weights take the place of the old.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import torch
+from torch import nn
+
+from lwdna import weights
+from lwdna.dna import Dna
+from lwdna.errors import DnaError, LwdnaError, SourceError
+from lwdna.fx_passes.likeness import differences
+from lwdna.fx_passes.regions import is_captured, meta_of
+from lwdna.rebuilding import construct_for, rebuild
+from lwdna.source import ModelSource
+from lwdna.strict_json import MOST_CHARACTERS
+
+DNA = "dna.json"
+WEIGHTS = "model.safetensors"
+#: The name of a model's configuration on the Hugging Face Hub.
+HUB_CONFIGURATION = "config.json"
+_STAGED = ".new"
+
+
+def save(
+    net: nn.Module,
+    path: str | Path,
+    *,
+    source: ModelSource | str | None = None,
+    example_inputs: Any = None,
+) -> None:
+    """Save a network that :func:`lwdna.shrink`, ``rebuild`` or ``load`` made.
+
+    The directory gets ``dna.json``, the widths and all that led to them, and
+    ``model.safetensors``, the values: parameters, buffers, those that a state_dict leaves out, too.
+    Before anything is written the network is rebuilt without values, and compared with ``net``:
+    what :func:`load` will build is this network, or this is an error.
+
+    A crash, or ``kill -9``, at any time leaves the old network or the new one, never parts of both.
+    One process may write at a time.
+
+    Args:
+        net: the network; not changed. Of a wrapper (DDP, ``torch.compile``) pass what it wraps.
+        path: directory, made if it is not there. A network in it is replaced.
+        source: constructor of the model that was shrunk, ``"timm:resnet50"`` or, with arguments,
+            ``lwdna.ModelSource.of("timm:resnet50", num_classes=10)``; by default what the DNA says
+            of it. Models of :func:`lwdna.create` and ``timm.create_model`` say it themselves.
+        example_inputs: inputs to trace on, where the DNA's do not do (see :func:`load`).
+
+    Raises:
+        SourceError: the constructor is unknown, or fails.
+        DnaError: ``net`` has no DNA, or is not what its constructor and DNA give.
+    """
+    store(net, Path(path), DNA, source=source, example_inputs=example_inputs)
+
+
+def store(
+    net: nn.Module,
+    folder: Path,
+    configuration: str,
+    *,
+    source: ModelSource | str | None = None,
+    example_inputs: Any = None,
+) -> None:
+    """:func:`save`, with a name for the file of the DNA."""
+    dna = _dna_of(net)
+    if source is not None:
+        own = ModelSource.of(source) if isinstance(source, str) else source
+        dna = replace(dna, source=own)
+    if dna.source is None:
+        raise SourceError(
+            f"nothing tells how this {dna.model} is constructed: build it by "
+            "lwdna.create('library:name', ...), or name its constructor: "
+            "lwdna.save(net, path, source='package.module:factory')"
+        )
+    blank = _blank(dna, (dna.source.library,), example_inputs)
+    found = list(islice(differences(net, blank), 3))
+    if found:
+        raise DnaError(
+            f"this network is not what {dna.source} and its DNA give: {'; '.join(found)}. Name the "
+            "constructor with all its arguments: source=lwdna.ModelSource.of('library:name', ...)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    staged, text = folder / f"{configuration}{_STAGED}", dna.to_json()
+    _replace(staged, lambda path: path.write_text(text, encoding="utf-8"))
+    _replace(folder / WEIGHTS, lambda path: weights.write(net, path, dna.digest))
+    os.replace(staged, folder / configuration)
+    _sync(folder)
+
+
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    trust: Sequence[str] = (),
+    example_inputs: Any = None,
+) -> nn.Module:
+    """Load a network that :func:`save` wrote.
+
+    The constructor builds the original model without values, the DNA gives it its widths, the file
+    its values; names, shapes, types, costs and sums are compared on the way. No code comes from
+    the files: what may be called is the constructors of timm and torchvision, and of the modules
+    in ``trust``.
+
+    Args:
+        path: the directory (one of the Hugging Face layout will do, too).
+        device: where the network goes.
+        trust: names of modules (or packages of modules) whose factories may be imported and called.
+        example_inputs: inputs to trace on, for a network that was captured in parts (a detector)
+            and whose parts are not reached on pictures of noise: real ones, as for
+            :func:`lwdna.shrink`.
+
+    Returns:
+        The network as it was saved: outputs are the same to the last bit (on the same device and
+        version of PyTorch), and so are modes, gradient flags, types and the order in memory.
+
+    Raises:
+        DnaError: files that are missing, damaged, newer, or of another network.
+        SourceError: the constructor is unknown here, not trusted, or fails.
+    """
+    folder = Path(path)
+    state = weights.read_state(folder / WEIGHTS)
+    dna = _configuration(folder, state.dna)
+    net = weights.filled(_blank(dna, trust, example_inputs), folder / WEIGHTS, state, device)
+    meta_of(net)["lwdna"] = dna
+    return net
+
+
+def _dna_of(net: nn.Module) -> Dna:
+    dna = meta_of(net).get("lwdna") if is_captured(net) else None
+    if not isinstance(dna, Dna):
+        raise DnaError(
+            f"this {type(net).__name__} has no DNA: save what lwdna.shrink returned; of a wrapper "
+            "what it wraps (net.module, net._orig_mod)"
+        )
+    return dna
+
+
+def _blank(dna: Dna, trust: Sequence[str], example_inputs: Any) -> nn.Module:
+    """The network of a DNA, without the values that are to come."""
+    model = construct_for(dna, trust)
+    try:
+        return rebuild(model, dna, example_inputs=example_inputs)
+    except LwdnaError:
+        raise
+    except Exception as e:  # a DNA that nobody vouches for
+        raise DnaError(f"the DNA does not fit {dna.source}: {type(e).__name__}: {e}") from e
+
+
+def _configuration(folder: Path, digest: str) -> Dna:
+    """The DNA that the weights name, be it not yet in its place."""
+    failed: list[DnaError] = []
+    for name in (DNA, f"{DNA}{_STAGED}", HUB_CONFIGURATION, f"{HUB_CONFIGURATION}{_STAGED}"):
+        path = folder / name
+        try:
+            if path.exists():
+                dna = Dna.from_json(_read(path))
+                if dna.digest == digest:
+                    return dna
+                failed.append(DnaError(f"{path} is not the DNA of the weights beside it"))
+        except DnaError as e:
+            failed.append(DnaError(f"{path}: {e}"))
+    raise failed[0] if failed else DnaError(f"{folder} holds no {DNA}")
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MOST_CHARACTERS:
+            raise DnaError("longer than any DNA")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as e:
+        raise DnaError(f"cannot be read: {type(e).__name__}: {e}") from e
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name, and put it in its place when it is whole on the disk."""
+    temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or the names in a directory, to the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX opens directories
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,179 @@
+"""Rebuild: a DNA and a network as its constructor gives it -> the network of these widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from lwdna.channels import Ids
+from lwdna.checks import check_choice
+from lwdna.cost import METRICS
+from lwdna.dna import Dna
+from lwdna.errors import DnaError, SourceError
+from lwdna.example import remade
+from lwdna.fx_passes.analyse import analyse
+from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.regions import meta_of, tensors_in
+from lwdna.fx_passes.reinitialise import reinitialise
+from lwdna.fx_passes.resize import resize
+from lwdna.fx_passes.shrink import shrink_graph
+from lwdna.fx_passes.widen import widen_copies
+from lwdna.graph import ChannelGraph, Copies
+from lwdna.source import build, build_on_meta, source_of
+
+Values = Literal["inherit", "fresh"]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The network that a DNA speaks of, before anything is widened.
+
+    Attributes:
+        captured: the network.
+        graph: its channel graph.
+        free: the same with the groups fixed that the DNA's constraints freeze.
+        wide_copies: copies per unit that widen it, shape (units,).
+    """
+
+    captured: nn.Module
+    graph: ChannelGraph
+    free: ChannelGraph
+    wide_copies: Copies
+
+
+def rebuild(
+    model: nn.Module, dna: Dna, *, weights: Values = "inherit", example_inputs: Any = None
+) -> nn.Module:
+    """Give a network the widths of a DNA; nothing is scored, and no data is needed.
+
+    It is what :func:`lwdna.shrink` did after the scoring: with the same model, and ``weights``
+    those that it was called with, the result is the same to the last bit.
+
+    Args:
+        model: as the constructor gives it, with values of any kind, or on the meta device (then
+            the result is there, too); it is not changed. A network that is captured in parts needs
+            values.
+        dna: the widths.
+        weights: ``"inherit"``, the model's own, sliced (and fresh where it was widened), or
+            ``"fresh"``, drawn by each tensor's own initialisation law at its new width.
+        example_inputs: inputs to trace on; by default the DNA's.
+
+    Returns:
+        As from :func:`lwdna.shrink`; the DNA is in ``meta["lwdna"]``.
+
+    Raises:
+        DnaError: the DNA is of another network.
+        CaptureError, UnsupportedModelError: the model cannot be captured.
+        ValueError: ``weights`` is neither, or fresh ones are wanted of a model without values.
+    """
+    check_choice("weights", weights, get_args(Values))
+    fresh = weights == "fresh"
+    if fresh and any(p.is_meta for p in model.parameters()):
+        raise ValueError("weights='fresh': the model is on the meta device and shows no law")
+    origin = originate(model, dna, example_inputs)
+    wide_graph = origin.free.restrict(origin.wide_copies)
+    copies = dna.copies(wide_graph)
+    if example_inputs is None and not origin.graph.calls:
+        _check_costs(dna, origin.graph, wide_graph, copies)
+    wide = origin.captured
+    if (origin.wide_copies != 1).any():
+        wide = resize(wide, origin.free, origin.wide_copies, seed=dna.seed)
+    net = shrink_graph(wide, wide_graph, copies)
+    if fresh:
+        net = reinitialise(net, origin.captured, origin.graph, seed=dna.seed)
+    meta_of(net)["lwdna"] = replace(dna, source=source_of(model) or dna.source)
+    return net
+
+
+def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
+    """The original of a DNA, without values where it need not run to be captured.
+
+    Args:
+        dna: says how it is constructed.
+        trust: see :func:`lwdna.load`.
+
+    Raises:
+        SourceError: the constructor is unknown, not trusted, or fails.
+    """
+    if dna.source is None:
+        raise SourceError(
+            f"the DNA does not tell how its {dna.model} is constructed: pass the model"
+        )
+    if all(t.is_meta for t in tensors_in(_inputs(dna))):
+        return build_on_meta(dna.source, trust=trust)
+    with torch.random.fork_rng(devices=[]):  # a network that is captured in parts
+        return build(dna.source, trust=trust)
+
+
+def _inputs(dna: Dna) -> Any:
+    return remade({"tuple": list(dna.inputs)})
+
+
+def originate(model: nn.Module, dna: Dna, example_inputs: Any = None) -> Origin:
+    """Capture and analyse a model as it was when the DNA was found.
+
+    Args:
+        model: see :func:`rebuild`.
+        dna: says on which inputs, by which policy, with which groups frozen.
+        example_inputs: in place of the DNA's.
+
+    Raises:
+        DnaError: the groups are not the DNA's.
+    """
+    inputs = _inputs(dna) if example_inputs is None else example_inputs
+    choices = {key: dna.settings.get(key) for key in ("policy", "outputs")}
+    captured = capture(model, inputs)
+    try:
+        graph = analyse(captured, inputs, **choices)  # type: ignore[arg-type]
+        free = graph.freeze(dna.constraints.freeze)
+        copies = widen_copies(free, dna.widen)
+    except (ValueError, TypeError) as e:
+        raise DnaError(f"the DNA does not fit {type(model).__name__}: {e}") from e
+    _check_groups(dna, graph, free, free.widths_of(copies))
+    return Origin(captured, graph, free, copies)
+
+
+def _check_groups(
+    dna: Dna, graph: ChannelGraph, free: ChannelGraph, widened: Ids
+) -> None:
+    """Refuse a DNA of other groups, before anything of the size that it says is made."""
+    present = {
+        g.name: (tuple(str(slot) for slot, _ in g.slots), graph.groups[g.index].width,
+                 int(widened[g.index]), g.prunable)
+        for g in free.groups
+        if g.slots
+    }
+    known = {g.name: (g.slots, g.baseline, g.widened, g.prunable) for g in dna.groups}
+    for name in (*known, *present):
+        if known.get(name) != present.get(name):
+            raise DnaError(
+                f"the DNA is of another {dna.model}, or was found on other inputs: group "
+                f"{name[:60]!r} is {_said(known.get(name))} in the DNA, and "
+                f"{_said(present.get(name))} in the network"
+            )
+
+
+def _said(group: tuple[tuple[str, ...], int, int, bool] | None) -> str:
+    if group is None:
+        return "missing"
+    slots, baseline, widened, prunable = group
+    fixed = "" if prunable else ", fixed"
+    return f"{baseline} units in {len(slots)} slots, widened to {widened}{fixed}"
+
+
+def _check_costs(dna: Dna, graph: ChannelGraph, wide: ChannelGraph, copies: Copies) -> None:
+    """Groups that agree cost the same, unless the DNA's figures were changed."""
+    for name, told, found in (
+        ("before", dna.before, graph.cost()),
+        ("after", dna.after, wide.cost(copies)),
+    ):
+        for metric in METRICS:
+            if metric != "latency" and told[metric] != found[metric]:
+                raise DnaError(
+                    f"the DNA tells {told[metric]:,} {metric} {name} shrinking, and the network "
+                    f"has {found[metric]:,}: it was counted on other inputs, or changed"
+                )

@@ -1,0 +1,116 @@
+"""JSON that nobody vouches for: bounded, strict, and of the types that a dataclass declares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lwdna.errors import DnaError
+
+#: Far more than the DNA of the largest network, and little enough to be read at once.
+MOST_CHARACTERS = 64 * 2**20
+#: Lengths, costs and seeds are below it; a longer number is damage.
+MOST_INT = 2**63
+
+
+def parse(text: str, what: str) -> Any:
+    """The values of a JSON text.
+
+    Args:
+        text: of any origin.
+        what: names it in errors.
+
+    Raises:
+        DnaError: no JSON, too long or nested too deep, a key twice in one object, or a number that
+            is not finite.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise DnaError(f"{what} is longer than any DNA: {len(text):,} characters")
+    try:
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number
+        )
+    except (ValueError, RecursionError) as e:
+        raise DnaError(f"{what} is damaged: {type(e).__name__}: {e}") from e
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value of JSON's types, in hex; spaces and the order of keys do not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON's types as what ``kind`` declares.
+
+    Args:
+        kind: a dataclass, ``tuple[T, ...]``, ``Mapping[str, T]``, a union, ``int``, ``float``,
+            ``str``, ``bool``, ``None`` or ``Any``.
+        value: as :func:`parse` gave it.
+        where: names the value in errors.
+
+    Raises:
+        DnaError: another type, a field missing or unknown, or what the dataclass refuses.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _first_that_fits(inner, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(build(inner[0], entry, f"{where}[{k}]") for k, entry in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {key: build(inner[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _dataclass(kind, value, where)
+    if type(value) is int and kind in (int, float) and abs(value) < MOST_INT:
+        return kind(value)
+    if type(value) is kind and kind in (float, str, bool, type(None)):
+        return value
+    expected = getattr(kind, "__name__", str(kind))
+    raise DnaError(f"{where} is {repr(value)[:60]}, and no {expected}")
+
+
+def _first_that_fits(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    failed: DnaError | None = None
+    for kind in kinds:
+        try:
+            return build(kind, value, where)
+        except DnaError as e:
+            # The most telling: None fits nothing else, and says little.
+            failed = e if failed is None or kind is not type(None) else failed
+    assert failed is not None
+    raise failed
+
+
+def _dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    differ = sorted(set(names) ^ value.keys())
+    if differ:
+        what = "lacks" if differ[0] in names else "has an unknown"
+        raise DnaError(f"{where} {what} field {differ[0][:60]!r}")
+    entries = {name: build(hints[name], value[name], f"{where}.{name}") for name in names}
+    try:
+        return kind(**entries)
+    except (ValueError, TypeError) as e:
+        raise DnaError(f"{where}: {e}") from e
