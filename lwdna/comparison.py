@@ -33,10 +33,9 @@ class DnaDiff:
         return f"<DnaDiff: {len(self.groups)} groups differ; print() shows them>"
 
     def __str__(self) -> str:
-        same = len({*self.a.groups, *self.b.groups}) - 2 * len(self.groups)
-        parts = [self._costs(), self._widths() if self.groups else "all widths are the same"]
-        if self.groups and same > 0:
-            parts.append(f"{same} groups are the same")
+        same = len({*self.a.groups} & {*self.b.groups})
+        parts = [self._costs(), *((self._widths(),) if self.groups else ())]
+        parts.append(f"{same} groups are the same")
         for name in self.fields:
             parts.append(f"{name}: {getattr(self.a, name)} | {getattr(self.b, name)}")
         return "\n\n".join(parts)

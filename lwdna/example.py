@@ -17,8 +17,8 @@ from lwdna.errors import DnaError
 
 #: Boxes and labels have fewer entries, images have more.
 _KEPT = 256
-#: Entries of a tensor that is made: 1 GiB of float32.
-_MOST_ENTRIES = 2**28
+#: Entries of a tensor that is made: 256 MiB of float32.
+_MOST_ENTRIES = 2**26
 _ATOMS = (bool, int, float, str, type(None))
 _OTHER = "other"
 #: What reading a wrong description raises; RecursionError is a RuntimeError.

@@ -23,6 +23,7 @@ from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph, Copies
+from lwdna.group_width import MOST_UNITS
 from lwdna.source import build, build_on_meta, source_of
 
 Values = Literal["inherit", "fresh"]
@@ -98,15 +99,20 @@ def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
 
     Raises:
         SourceError: the constructor is unknown, not trusted, or fails.
+        DnaError: it gives what is too large to be worked on.
     """
     if dna.source is None:
         raise SourceError(
             f"the DNA does not tell how its {dna.model} is constructed: pass the model"
         )
     if all(t.is_meta for t in tensors_in(_inputs(dna))):
-        return build_on_meta(dna.source, trust=trust)
-    with torch.random.fork_rng(devices=[]):  # a network that is captured in parts
-        return build(dna.source, trust=trust)
+        model = build_on_meta(dna.source, trust=trust)
+    else:  # a network that is captured in parts
+        with torch.random.fork_rng(devices=[]):
+            model = build(dna.source, trust=trust)
+    if any(n > MOST_UNITS for p in model.parameters() for n in p.shape):
+        raise DnaError(f"{dna.source} has more channels than any network: the DNA is damaged")
+    return model
 
 
 def _inputs(dna: Dna) -> Any:
