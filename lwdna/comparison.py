@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -60,7 +61,9 @@ class DnaDiff:
             change = f"{widths[1] / widths[0] - 1:+.1%}" if widths[0] and widths[1] else ""
             if a and b and a.width == b.width:
                 change = "other units"
-            rows.append((one.name, one.baseline, *("–" if w is None else w for w in widths), change))
+            rows.append(
+                (one.name, one.baseline, *("–" if w is None else w for w in widths), change)
+            )
         return _table(rows, ("group", "before", "a", "b", "a to b"))
 
 
@@ -91,7 +94,7 @@ def diff(a: Dna, b: Dna) -> DnaDiff:
     )
 
 
-def _table(rows: list[tuple[object, ...]], headers: tuple[str, ...]) -> str:
+def _table(rows: Sequence[tuple[object, ...]], headers: tuple[str, ...]) -> str:
     return tabulate(
         rows,
         headers=headers,

@@ -93,6 +93,9 @@ class Dna:
         except (KeyError, TypeError, ValueError) as e:
             raise DnaError(f"the DNA's constraints: {type(e).__name__}: {e}") from e
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dna:
+        return self  # a value: copies of a network may share it
+
     def __repr__(self) -> str:
         return f"<Dna of {self.model}: {len(self.groups)} groups, {self.before} -> {self.after}>"
 
@@ -184,11 +187,11 @@ class Dna:
         return json.dumps(self._as_dict(), indent=1) + "\n"
 
     def _as_dict(self) -> dict[str, Any]:
-        data = {"format": FORMAT, **asdict(self)}
-        for group in data["groups"]:
-            group["kept"] = as_runs(group["kept"])
-        found: dict[str, Any] = json.loads(json.dumps(data))
-        return found
+        # dataclasses.asdict would copy every kept index by itself.
+        groups = [{**vars(group), "kept": as_runs(group.kept)} for group in self.groups]
+        parts = {key: vars(self)[key] for key in ("source", "before", "after")}
+        told = {key: None if part is None else asdict(part) for key, part in parts.items()}
+        return {"format": FORMAT, **vars(self), "groups": groups, **told}
 
     @property
     def digest(self) -> str:

@@ -90,7 +90,7 @@ def as_runs(kept: Sequence[int]) -> str:
     return " ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
-def from_runs(text: object, most: int) -> list[int]:
+def from_runs(text: object, most: int) -> tuple[int, ...]:
     """The indices that :func:`as_runs` wrote.
 
     Raises:
@@ -105,4 +105,4 @@ def from_runs(text: object, most: int) -> list[int]:
         if len(kept) + last - first >= most:
             raise DnaError(f"kept indices up to {run!r}: more than any network has")
         kept += range(first, last + 1)
-    return kept
+    return tuple(kept)

@@ -143,13 +143,15 @@ def originate(model: nn.Module, dna: Dna, example_inputs: Any = None) -> Origin:
     return Origin(captured, graph, free, copies)
 
 
-def _check_groups(
-    dna: Dna, graph: ChannelGraph, free: ChannelGraph, widened: Ids
-) -> None:
+def _check_groups(dna: Dna, graph: ChannelGraph, free: ChannelGraph, widened: Ids) -> None:
     """Refuse a DNA of other groups, before anything of the size that it says is made."""
     present = {
-        g.name: (tuple(str(slot) for slot, _ in g.slots), graph.groups[g.index].width,
-                 int(widened[g.index]), g.prunable)
+        g.name: (
+            tuple(str(slot) for slot, _ in g.slots),
+            graph.groups[g.index].width,
+            int(widened[g.index]),
+            g.prunable,
+        )
         for g in free.groups
         if g.slots
     }

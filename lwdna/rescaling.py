@@ -95,10 +95,9 @@ def _law(
     wide: ChannelGraph, rules: WidthRules, own: Ids
 ) -> tuple[Callable[[float], Ids], list[float]]:
     """Group widths as a function of the factor, and the factors (0 first) at which they change."""
-    ladders = {
-        g: rules.ladder(g) for g in np.flatnonzero(wide.prunable) if rules.least[g] < rules.most[g]
-    }
-    steps: Mapping[int, NDArray[np.float64]] = {g: ladders[g] / own[g] for g in ladders}
+    free = np.flatnonzero(wide.prunable & (rules.least < rules.most)).tolist()
+    ladders = {g: rules.ladder(g) for g in free}
+    steps: dict[int, NDArray[np.float64]] = {g: ladders[g] / own[g] for g in free}
 
     def widths_at(factor: float) -> Ids:
         widths = rules.least.copy()

@@ -209,4 +209,3 @@ def _of_torchvision(source: ModelSource, loading: Mapping[str, Any]) -> Any:
 def _of_module(source: ModelSource, loading: Mapping[str, Any]) -> Any:
     factory = getattr(import_module(source.library), source.name)
     return factory(**source.arguments, **loading)
-

@@ -65,7 +65,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     Args:
         kind: a dataclass, ``tuple[T, ...]``, ``Mapping[str, T]``, a union, ``int``, ``float``,
             ``str``, ``bool``, ``None`` or ``Any``.
-        value: as :func:`parse` gave it.
+        value: as :func:`parse` gave it, or with tuples in it, which are taken as they are.
         where: names the value in errors.
 
     Raises:
@@ -76,6 +76,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin in (Union, UnionType):
         return _first_that_fits(inner, value, where)
+    if origin is tuple and isinstance(value, tuple):
+        return value  # JSON has none: read by the caller
     if origin is tuple and isinstance(value, list):
         return tuple(build(inner[0], entry, f"{where}[{k}]") for k, entry in enumerate(value))
     if origin is Mapping and isinstance(value, dict):

@@ -79,7 +79,9 @@ def write(net: nn.Module, path: Path, dna: str) -> None:
         orders={name: o for name, t in named.items() if (o := _order(t)) is not None},
     )
     # safetensors refuses tensors that share memory, as those of a flattened LSTM do.
-    stored = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in named.items()}
+    stored = {
+        name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in named.items()
+    }
     state = replace(state, sum=_sum(state, stored))
     try:
         save_file(stored, path, {"format": "pt", _KEY: json.dumps(asdict(state))})
@@ -178,7 +180,7 @@ def _sum(state: State, tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(digest(record).encode())
     for name, t in sorted(tensors.items()):
         total.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        total.update(t.reshape(-1).view(torch.uint8).numpy())
+        total.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -186,7 +188,8 @@ def _order(t: Tensor) -> tuple[int, ...] | None:
     """Dimensions from the outermost in memory to the innermost; None for a contiguous tensor."""
     if t.is_contiguous():
         return None
-    return tuple(sorted(range(t.dim()), key=lambda d: (-t.stride(d), d)))
+    strides = t.stride()
+    return tuple(sorted(range(t.dim()), key=lambda d: (-strides[d], d)))
 
 
 def _placed(t: Tensor, order: tuple[int, ...] | None, device: torch.device | str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files that are damaged, and files that are forged: an error of lwdna, or the identical network."""
+"""Damaged and forged files: an error of lwdna's, or the identical network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,8 @@ def forge(saved: Path, folder: Path, dna: Any, state: dict[str, Any] | None = No
     (folder / "dna.json").write_text(text)
     record = weights.read_state(saved / "model.safetensors")
     record = replace(record, **(state or {}))
-    try:
+    with suppress(lwdna.DnaError):
         record = replace(record, dna=lwdna.Dna.from_json(text).digest)
-    except lwdna.DnaError:
-        pass
     tensors = load_file(saved / "model.safetensors")
     record = replace(record, sum=weights._sum(record, tensors))
     metadata = {"format": "pt", "lwdna": json.dumps(asdict(record))}
@@ -280,7 +279,14 @@ def test_forged_records(saved: Path, tmp_path: Path, state: dict[str, Any]) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a": ' * 100_000, '{"format": NaN}', '{"format": 1, "format": 2}', "3", "9e999"],
+    [
+        "[" * 100_000,
+        '{"a": ' * 100_000,
+        '{"format": NaN}',
+        '{"format": 1, "format": 2}',
+        "3",
+        "9e999",
+    ],
 )
 def test_texts_that_are_no_dna(text: str) -> None:
     with pytest.raises(lwdna.DnaError):

@@ -126,7 +126,7 @@ def test_a_detector_in_parts(tmp_path: Path) -> None:
     lwdna.save(net.eval(), tmp_path)
     again = lwdna.load(tmp_path, trust=TRUST)
     assert_same(net, again, data[0])
-    with pytest.raises(lwdna.SourceError, match="trust=\\['tests.factories'\\]"):
+    with pytest.raises(lwdna.SourceError, match=r"trust=\['tests\.factories'\]"):
         lwdna.load(tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_a_timm_model_tells_its_constructor(tmp_path: Path) -> None:
 
 def test_a_model_of_ones_own_needs_a_name_that_is_checked(tmp_path: Path) -> None:
     net = lwdna.shrink(Plain(14), 0.7, criterion="random", example_inputs=X, progress=False)
-    with pytest.raises(lwdna.SourceError, match="source='package.module:factory'"):
+    with pytest.raises(lwdna.SourceError, match=r"source='package\.module:factory'"):
         lwdna.save(net, tmp_path)
     with pytest.raises(lwdna.DnaError, match="group 'stem' is 14 units"):
         lwdna.save(net, tmp_path, source=PLAIN)
@@ -210,7 +210,7 @@ def test_a_save_that_was_cut_off_leaves_one_of_the_two(net: nn.Module, tmp_path:
     os.replace(old / "dna.json.new", old / "dna.json")
     assert_same(other, lwdna.load(old, trust=TRUST), X)
     (old / "dna.json").unlink()
-    with pytest.raises(lwdna.DnaError, match="holds no dna.json"):
+    with pytest.raises(lwdna.DnaError, match=r"holds no dna\.json"):
         lwdna.load(old, trust=TRUST)
 
 

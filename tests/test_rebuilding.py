@@ -78,12 +78,12 @@ def test_fresh_values_of_another_seed_have_the_same_widths() -> None:
 
 def test_another_network_is_refused() -> None:
     dna = shrunk(plain()).meta["lwdna"]
-    with pytest.raises(lwdna.DnaError, match="group 'stem' is 12 units .* and 13 units"):
+    with pytest.raises(lwdna.DnaError, match=r"group 'stem' is 12 units .* and 13 units"):
         lwdna.rebuild(plain(13), dna)
     with pytest.raises(lwdna.DnaError, match="group 'stem' is 12 units in 9 slots"):
         lwdna.rebuild(Hard(), dna)
     more = replace(dna, groups=(*dna.groups, replace(dna.groups[0], name="more")))
-    with pytest.raises(lwdna.DnaError, match="group 'more' .* and missing in the network"):
+    with pytest.raises(lwdna.DnaError, match=r"group 'more' .* and missing in the network"):
         lwdna.rebuild(plain(), more)
     wrong = replace(dna, after=replace(dna.after, macs=dna.after.macs - 1))
     with pytest.raises(lwdna.DnaError, match="macs after shrinking"):

@@ -40,9 +40,7 @@ def test_a_created_network_tells_how_it_was_made(name: str, arguments: Any) -> N
     state = torch.get_rng_state()
     blank = build_on_meta(source, trust=("tests",))
     assert torch.equal(torch.get_rng_state(), state)
-    shapes = [
-        {n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, blank)
-    ]
+    shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, blank)]
     assert shapes[0] == shapes[1] and all(t.is_meta for t in blank.state_dict().values())
 
 
