@@ -217,7 +217,8 @@ def test_a_save_that_was_cut_off_leaves_one_of_the_two(net: nn.Module, tmp_path:
 def test_an_error_while_writing_leaves_the_old_network(
     net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(_tensors: Any, path: Path, _metadata: Any) -> None:
+        path.write_bytes(b"half of it")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(weights, "save_file", fail)
