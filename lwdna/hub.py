@@ -5,12 +5,14 @@ Source: https://huggingface.co/docs/huggingface_hub/guides/integrations (``Model
 
 from __future__ import annotations
 
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import nn
 
+from lwdna.errors import DnaError
 from lwdna.files import HUB_CONFIGURATION, WEIGHTS, load, store
 
 
@@ -44,6 +46,27 @@ class HubNetwork(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         store(self.net, save_directory, HUB_CONFIGURATION)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> HubNetwork:
+        """The network of a repository on the Hub, or of a local folder.
+
+        Args:
+            pretrained_model_name_or_path: ``"name/network"``, or the folder.
+            options: ``device``, ``trust`` and ``example_inputs`` of :func:`lwdna.load`, and the
+                mixin's (``revision``, ``token``, ``cache_dir`` ...).
+
+        Raises:
+            DnaError, SourceError: see :func:`lwdna.load`.
+        """
+        try:
+            found: HubNetwork = super().from_pretrained(pretrained_model_name_or_path, **options)
+            return found
+        except (JSONDecodeError, UnicodeDecodeError, RecursionError, AttributeError) as e:
+            # The mixin reads the configuration before this class does, and takes it for an object.
+            raise DnaError(f"{HUB_CONFIGURATION} is damaged: {type(e).__name__}: {e}") from e
 
     @classmethod
     def _from_pretrained(

@@ -46,7 +46,8 @@ def rescale(
         trust: modules that may be imported for that; see :func:`lwdna.load`.
 
     Returns:
-        The DNA with other widths, limits and costs; ``settings["scaled"]`` is the factor.
+        The DNA with other widths, limits and costs; ``settings["scaled"]`` is the factor, from
+        this DNA to that.
 
     Raises:
         BudgetError: the budget is out of reach; carries the attainable range.

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import lwdna
+from benchmarks.detectors import pictures
 from benchmarks.networks import small_size
 from lwdna import files, weights
 from lwdna.fx_passes import verify
@@ -128,6 +129,28 @@ def test_a_detector_in_parts(tmp_path: Path) -> None:
     assert_same(net, again, data[0])
     with pytest.raises(lwdna.SourceError, match=r"trust=\['tests\.factories'\]"):
         lwdna.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "maskrcnn_resnet50_fpn",
+        "ssdlite320_mobilenet_v3_large",
+    ],
+)
+def test_detectors_of_torchvision(name: str, tmp_path: Path) -> None:
+    options = {"num_classes": 5}
+    if "rcnn" in name:
+        options |= {"min_size": 64, "max_size": 96, "box_score_thresh": 0.0}
+    torch.manual_seed(0)
+    model, data = lwdna.create(f"torchvision:{name}", **options), pictures(name, 2)
+    net = lwdna.shrink(
+        model, 0.7, data=[data], step_fn=toy_detector.step, widen=1.0, progress=False
+    )
+    lwdna.save(net.eval(), tmp_path)
+    assert_same(net, lwdna.load(tmp_path), data[0])
 
 
 # --- sources ---

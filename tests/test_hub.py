@@ -28,6 +28,11 @@ def test_a_folder_as_on_the_hub(tmp_path: Path) -> None:
     assert_same(net, HubNetwork.from_pretrained(tmp_path, trust=TRUST).net, X)
     with pytest.raises(lwdna.SourceError, match="pass trust="):
         HubNetwork.from_pretrained(tmp_path)
+    for text in ("[]", "{", '{"a": ' * 5000, "\xff"):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises(lwdna.DnaError):
+            HubNetwork.from_pretrained(tmp_path / "broken", trust=TRUST)
     other = json.loads((tmp_path / "config.json").read_text()) | {"seed": 7}
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(lwdna.DnaError, match="is not the DNA of the weights"):
