@@ -189,9 +189,8 @@ class Dna:
     def _as_dict(self) -> dict[str, Any]:
         # dataclasses.asdict would copy every kept index by itself.
         groups = [{**vars(group), "kept": as_runs(group.kept)} for group in self.groups]
-        parts = {key: vars(self)[key] for key in ("source", "before", "after")}
-        told = {key: None if part is None else asdict(part) for key, part in parts.items()}
-        return {"format": FORMAT, **vars(self), "groups": groups, **told}
+        told = {k: asdict(v) if is_dataclass(v) else v for k, v in vars(self).items()}
+        return {"format": FORMAT, **told, "groups": groups}
 
     @property
     def digest(self) -> str:

@@ -63,8 +63,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
     """A value of JSON's types as what ``kind`` declares.
 
     Args:
-        kind: a dataclass, ``tuple[T, ...]``, ``Mapping[str, T]``, a union, ``int``, ``float``,
-            ``str``, ``bool``, ``None`` or ``Any``.
+        kind: a dataclass, ``tuple[T, ...]``, ``tuple[S, T]``, ``Mapping[str, T]``, a union,
+            ``int``, ``float``, ``str``, ``bool``, ``None`` or ``Any``.
         value: as :func:`parse` gave it, or with tuples in it, which are taken as they are.
         where: names the value in errors.
 
@@ -79,7 +79,10 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, tuple):
         return value  # JSON has none: read by the caller
     if origin is tuple and isinstance(value, list):
-        return tuple(build(inner[0], entry, f"{where}[{k}]") for k, entry in enumerate(value))
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(build(k, v, f"{where}[{n}]") for n, (k, v) in enumerate(pairs))
     if origin is Mapping and isinstance(value, dict):
         return {key: build(inner[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if is_dataclass(kind) and isinstance(value, dict):
