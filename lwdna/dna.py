@@ -189,7 +189,10 @@ class Dna:
     def _as_dict(self) -> dict[str, Any]:
         # dataclasses.asdict would copy every kept index by itself.
         groups = [{**vars(group), "kept": as_runs(group.kept)} for group in self.groups]
-        told = {k: asdict(v) if is_dataclass(v) else v for k, v in vars(self).items()}
+        told = {
+            key: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for key, value in vars(self).items()
+        }
         return {"format": FORMAT, **told, "groups": groups}
 
     @property
