@@ -7,8 +7,9 @@ leaves it whatever is raised inside, as the ``with`` of the model does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
+from keyword import iskeyword
 from textwrap import indent
 
 from torch.fx import Graph, Node
@@ -21,21 +22,39 @@ _Steps = list[tuple[Node, str]]  # nodes with their code
 
 
 def in_blocks(graph: Graph, body: Iterable[str]) -> list[str]:
-    """The body of a graph's ``forward``, with its blocks.
+    """The body of a graph's ``forward``, with its blocks, and without words of Python as names.
 
     Args:
         graph: the graph that the code is of.
         body: as torch.fx generates it: a marker before each node.
     """
     found, nodes = conditions(graph), list(graph.nodes)
+    code = _without_keywords(nodes, list(body))
     if not found and not any(node.target in SWITCHES for node in nodes):
-        return list(body)
-    head, *rest = _MARKER.split("".join(body))
+        return code
+    head, *rest = _MARKER.split("".join(code))
     steps = [
         (nodes[int(index)], f"# COUNTER: {index}\n{code}")
         for index, code in zip(rest[::2], rest[1::2], strict=True)
     ]
     return [head, *_written(steps, found)]
+
+
+def _without_keywords(nodes: Iterable[Node], body: list[str]) -> list[str]:
+    """torch.fx writes ``self.in``, which is no Python, for a module or tensor of that name."""
+    targets = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    for target in sorted(t for t in targets if any(map(iskeyword, t.split(".")))):
+        wrong = re.compile(f"= {re.escape(_path(target, str.isidentifier))}(?=[(;\\n]|$)")
+        right = "= " + _path(target, lambda name: name.isidentifier() and not iskeyword(name))
+        body = [wrong.sub(right, code, count=1) for code in body]
+    return body
+
+
+def _path(target: str, is_plain: Callable[[str], bool]) -> str:
+    code = "self"
+    for name in target.split("."):
+        code = f"{code}.{name}" if is_plain(name) else f'getattr({code}, "{name}")'
+    return code
 
 
 def _written(steps: _Steps, found: Mapping[Node, Condition]) -> Iterator[str]:

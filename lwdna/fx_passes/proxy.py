@@ -34,7 +34,10 @@ _NOT_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent), 
 
 
 def source_line(error: BaseException | None = None) -> str:
-    """The innermost frame of the model's own code, as ``file:line: text``.
+    """The innermost frame of the model's own code, as ``package/file.py:line: text``.
+
+    Graphs quote it in their assertions, and are saved: the file is named from the directory down
+    that Python imports it from, so that nothing tells of the machine.
 
     Args:
         error: look at where this was raised, not at where we are.
@@ -44,8 +47,16 @@ def source_line(error: BaseException | None = None) -> str:
     )
     for frame in reversed(frames):
         if not frame.filename.startswith(_NOT_THE_MODEL):
-            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+            return f"{_portable(Path(frame.filename))}:{frame.lineno}: {frame.line}"
     return "(unknown source line)"
+
+
+def _portable(file: Path) -> str:
+    places = [place for place in map(Path.absolute, map(Path, sys.path)) if place in file.parents]
+    if not places:
+        return file.name
+    nearest = max(places, key=lambda place: len(place.parts))
+    return file.relative_to(nearest).as_posix()
 
 
 class HintedProxy(Proxy):

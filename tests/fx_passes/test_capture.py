@@ -7,6 +7,7 @@ import operator
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,8 +182,10 @@ def test_sizes_that_decide_the_control_flow_are_guarded() -> None:
     model = Of(lambda s, x: x[:, :4] if x.shape[2] > 7 else x)
     gm = captured(model)
     gm(torch.randn(3, 3, 9, 5))  # decided the same way
-    with pytest.raises(AssertionError, match=r"captured for True .*capture again"):
+    with pytest.raises(AssertionError, match=r"captured for True .*capture again") as raised:
         gm(torch.randn(2, 3, 7, 8))
+    assert f"{Path(__file__).name}:" in str(raised.value)
+    assert str(Path(__file__).parent) not in gm.code  # graphs are saved, and used elsewhere
     assert capture(model, torch.randn(2, 3, 7, 8))(torch.randn(2, 3, 6, 6)).shape[1] == 8
 
 
@@ -755,6 +758,33 @@ def test_a_batch_of_one_is_enough() -> None:
 
 def test_the_captured_network_trains() -> None:
     verify.trains(captured(Named()), X)
+
+
+class Keywords(nn.Module):
+    """Words of Python, which are no names in code, as names of modules and tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict(
+            {"in": nn.Conv2d(3, 8, 1), "class": nn.ModuleDict({"0": nn.BatchNorm2d(8)})}
+        )
+        self.scales = nn.ParameterDict({"for": torch.rand(8, 1, 1) + 1, "form": torch.rand(())})
+        self.add_module("None", nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 3:  # asserted in the graph
+            x = self.blocks["class"]["0"](self.blocks["in"](x))
+        y: Tensor = self.get_submodule("None")(x * self.scales["for"] + self.scales["form"])
+        return y
+
+
+def test_words_of_python_are_names_too() -> None:
+    model = Keywords()
+    verify.stir(model)
+    gm = captured(model)
+    assert list(gm.state_dict()) == list(model.state_dict())
+    verify.identity(model, copy.deepcopy(gm), X)
+    assert verify.verify(model, X).statements
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", 'x", __import__("os"), "'])
