@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-import torch
 import torchvision
 from torch import nn
 
 from benchmarks.detectors import DETECTORS, SIDE, detector
-from lwdna.fx_passes.module import meta_twin
+from lwdna.source import without_values
 
 Size = tuple[int, int, int]
 
@@ -93,12 +92,7 @@ def build(name: str, **settings: Any) -> tuple[nn.Module, Size]:
 
 def build_on_meta(name: str, **settings: Any) -> tuple[nn.Module, Size]:
     """:func:`build` without values: parameters and buffers on the meta device."""
-    try:
-        with torch.device("meta"):
-            return build(name, **settings)
-    except RuntimeError:  # a constructor that reads the values of its tensors
-        model, size = build(name, **settings)
-        return meta_twin(model), size
+    return without_values(lambda: build(name, **settings)[0]), default_size(name)
 
 
 def default_size(name: str) -> Size:

@@ -23,6 +23,7 @@ from lwdna.source import ModelSource, source_of
 from lwdna.strict_json import build, digest, parse
 
 FORMAT = 3
+_MOST_CHARACTERS = 200  # of a class name: errors quote it
 _PACKAGES = ("lwdna", "torch", "torchvision", "timm", "networkx", "numpy")
 
 
@@ -68,6 +69,8 @@ class Dna:
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        if len(self.model) > _MOST_CHARACTERS or not self.model.isprintable():
+            raise DnaError(f"a DNA of a model of no name: {self.model[:60]!r}")
         shapes_in({"tuple": self.inputs})
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):

@@ -20,10 +20,10 @@ from torch import nn
 
 from lwdna import weights
 from lwdna.dna import Dna
-from lwdna.errors import DnaError, LwdnaError, SourceError
+from lwdna.errors import DnaError, SourceError
 from lwdna.fx_passes.likeness import differences
 from lwdna.fx_passes.regions import is_captured, meta_of
-from lwdna.rebuilding import construct_for, rebuild
+from lwdna.rebuilding import structure
 from lwdna.source import ModelSource
 from lwdna.strict_json import MOST_CHARACTERS
 
@@ -85,17 +85,16 @@ def store(
             "lwdna.create('library:name', ...), or name its constructor: "
             "lwdna.save(net, path, source='package.module:factory')"
         )
-    blank = _blank(dna, (dna.source.library,), example_inputs)
-    found = list(islice(differences(net, blank), 3))
-    if found:
-        raise DnaError(
-            f"this network is not what {dna.source} and its DNA give: {'; '.join(found)}. Name the "
-            "constructor with all its arguments: source=lwdna.ModelSource.of('library:name', ...)"
-        )
+    at_once = _check_rebuilt(net, dna, dna.source, example_inputs)
+    text = dna.to_json()
+    if Dna.from_json(text) != dna:
+        raise DnaError("this DNA is another one when it is read: a field holds what JSON does not")
     folder.mkdir(parents=True, exist_ok=True)
-    staged, text = folder / f"{configuration}{_STAGED}", dna.to_json()
-    _replace(staged, lambda path: path.write_text(text, encoding="utf-8"))
-    _replace(folder / WEIGHTS, lambda path: weights.write(net, path, dna.digest))
+    staged = folder / f"{configuration}{_STAGED}"
+    replace_file(staged, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(
+        folder / WEIGHTS, lambda path: weights.write(net, path, dna.digest, at_once=at_once)
+    )
     os.replace(staged, folder / configuration)
     _sync(folder)
 
@@ -131,9 +130,12 @@ def load(
         SourceError: the constructor is unknown here, not trusted, or fails.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise DnaError(f"{folder} is a file: pass the directory, {folder.parent}")
     state = weights.read_state(folder / WEIGHTS)
     dna = _configuration(folder, state.dna)
-    net = weights.filled(_blank(dna, trust, example_inputs), folder / WEIGHTS, state, device)
+    blank = structure(dna, trust, example_inputs=example_inputs, at_once=state.at_once)
+    net = weights.filled(blank, folder / WEIGHTS, state, device)
     meta_of(net)["lwdna"] = dna
     return net
 
@@ -148,15 +150,18 @@ def _dna_of(net: nn.Module) -> Dna:
     return dna
 
 
-def _blank(dna: Dna, trust: Sequence[str], example_inputs: Any) -> nn.Module:
-    """The network of a DNA, without the values that are to come."""
-    model = construct_for(dna, trust)
-    try:
-        return rebuild(model, dna, example_inputs=example_inputs)
-    except LwdnaError:
-        raise
-    except Exception as e:  # a DNA that nobody vouches for
-        raise DnaError(f"the DNA does not fit {dna.source}: {type(e).__name__}: {e}") from e
+def _check_rebuilt(net: nn.Module, dna: Dna, source: ModelSource, example_inputs: Any) -> bool:
+    """Refuse a network that would not come back; whether it does when it is resized at once."""
+    found: list[str] = []
+    for at_once in (True, False):
+        blank = structure(dna, (source.library,), example_inputs=example_inputs, at_once=at_once)
+        found = list(islice(differences(net, blank), 3))
+        if not found:
+            return at_once
+    raise DnaError(
+        f"this network is not what {source} and its DNA give: {'; '.join(found)}. Name the "
+        "constructor with all its arguments: source=lwdna.ModelSource.of('library:name', ...)"
+    )
 
 
 def _configuration(folder: Path, digest: str) -> Dna:
@@ -184,8 +189,13 @@ def _read(path: Path) -> str:
         raise DnaError(f"cannot be read: {type(e).__name__}: {e}") from e
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, and put it in its place when it is whole on the disk."""
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name, and put it in its place when it is whole on the disk.
+
+    Args:
+        path: of the file; there is one or not.
+        write: writes to the path that it is given.
+    """
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
         write(temporary)

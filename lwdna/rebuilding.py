@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from lwdna.channels import Ids
 from lwdna.checks import check_choice
 from lwdna.cost import METRICS
 from lwdna.dna import Dna
-from lwdna.errors import DnaError, SourceError
+from lwdna.errors import DnaError, LwdnaError, SourceError
 from lwdna.example import remade
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
@@ -24,7 +26,7 @@ from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.group_width import MOST_UNITS
-from lwdna.source import build, build_on_meta, source_of
+from lwdna.source import build, source_of, without_values
 
 Values = Literal["inherit", "fresh"]
 
@@ -75,19 +77,68 @@ def rebuild(
     fresh = weights == "fresh"
     if fresh and any(p.is_meta for p in model.parameters()):
         raise ValueError("weights='fresh': the model is on the meta device and shows no law")
+    origin, wide_graph, copies = _selected(model, dna, example_inputs)
+    net = _in_two_steps(origin, wide_graph, copies, dna.seed)
+    if fresh:
+        net = reinitialise(net, origin.captured, origin.graph, seed=dna.seed)
+    meta_of(net)["lwdna"] = replace(dna, source=source_of(model) or dna.source)
+    return net
+
+
+def structure(
+    dna: Dna,
+    trust: Sequence[str] = (),
+    *,
+    example_inputs: Any = None,
+    at_once: bool = True,
+) -> nn.Module:
+    """The network of a DNA; its values do not matter, and most are on the meta device.
+
+    Where values do not matter, no network need be widened before it is shrunk: a unit has as many
+    copies as stay of those that it was widened to. Both ways give the same sizes. That the code of
+    the graph is written alike, no invariant says; :func:`lwdna.save` compares.
+
+    Args:
+        dna: the widths, from anywhere.
+        trust: see :func:`lwdna.load`.
+        example_inputs: see :func:`rebuild`.
+        at_once: resize once; else as :func:`rebuild` does.
+
+    Raises:
+        SourceError: see :func:`construct_for`.
+        DnaError: the DNA is of another network, or does not fit it.
+    """
+    model = construct_for(dna, trust)
+    try:
+        origin, wide_graph, copies = _selected(model, dna, example_inputs)
+        if not at_once:
+            return _in_two_steps(origin, wide_graph, copies, dna.seed)
+        left = np.bincount(wide_graph.origin, weights=copies, minlength=origin.free.units)
+        net: nn.Module = resize(origin.captured, origin.free, left.astype(np.int64))
+        return net
+    except LwdnaError:
+        raise
+    except Exception as e:  # a DNA that nobody vouches for
+        raise DnaError(f"the DNA does not fit {dna.source}: {type(e).__name__}: {e}") from e
+
+
+def _selected(
+    model: nn.Module, dna: Dna, example_inputs: Any
+) -> tuple[Origin, ChannelGraph, Copies]:
+    """The network of a DNA, the graph that is widened, and what of it stays."""
     origin = originate(model, dna, example_inputs)
     wide_graph = origin.free.restrict(origin.wide_copies)
     copies = dna.copies(wide_graph)
     if example_inputs is None and not origin.graph.calls:
         _check_costs(dna, origin.graph, wide_graph, copies)
+    return origin, wide_graph, copies
+
+
+def _in_two_steps(origin: Origin, wide_graph: ChannelGraph, copies: Copies, seed: int) -> nn.Module:
     wide = origin.captured
     if (origin.wide_copies != 1).any():
-        wide = resize(wide, origin.free, origin.wide_copies, seed=dna.seed)
-    net = shrink_graph(wide, wide_graph, copies)
-    if fresh:
-        net = reinitialise(net, origin.captured, origin.graph, seed=dna.seed)
-    meta_of(net)["lwdna"] = replace(dna, source=source_of(model) or dna.source)
-    return net
+        wide = resize(wide, origin.free, origin.wide_copies, seed=seed)
+    return shrink_graph(wide, wide_graph, copies)
 
 
 def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
@@ -106,7 +157,7 @@ def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
             f"the DNA does not tell how its {dna.model} is constructed: pass the model"
         )
     if all(t.is_meta for t in tensors_in(_inputs(dna))):
-        model = build_on_meta(dna.source, trust=trust)
+        model = without_values(partial(build, dna.source, trust=trust))
     else:  # a network that is captured in parts
         with torch.random.fork_rng(devices=[]):
             model = build(dna.source, trust=trust)

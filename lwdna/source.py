@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lwdna.errors import SourceError
 from lwdna.fx_passes.module import meta_twin
@@ -60,6 +61,8 @@ class ModelSource:
                 "from, and not what the network is: leave it out"
             )
         for key, value in self.arguments.items():
+            if not key.isidentifier():
+                raise SourceError(f"{key[:60]!r} is no name of an argument")
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as e:
@@ -70,7 +73,7 @@ class ModelSource:
         object.__setattr__(self, "arguments", json.loads(json.dumps(dict(self.arguments))))
 
     def __str__(self) -> str:
-        given = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
+        given = ", ".join(f"{key}={repr(v)[:100]}" for key, v in self.arguments.items())
         return f"{self.library}:{self.name}" + (f" ({given})" if given else "")
 
     @classmethod
@@ -149,9 +152,7 @@ def build(source: ModelSource, *, trust: Sequence[str] = (), **loading: Any) -> 
     if isinstance(trust, str):
         raise TypeError(f"trust={trust!r}: a sequence of module names, such as [{trust!r}]")
     constructors = {"timm": _of_timm, "torchvision": _of_torchvision}
-    if source.library not in constructors and not any(
-        f"{source.library}.".startswith(f"{module}.") for module in trust
-    ):
+    if source.library not in constructors and not _is_within(source.library, trust):
         raise SourceError(
             f"{source.library}:{source.name} is code of the module {source.library!r}: pass "
             f"trust=[{source.library!r}] if you trust what that would run"
@@ -168,21 +169,55 @@ def build(source: ModelSource, *, trust: Sequence[str] = (), **loading: Any) -> 
     return model
 
 
-def build_on_meta(source: ModelSource, *, trust: Sequence[str] = ()) -> nn.Module:
-    """:func:`build` without values: parameters and buffers are on the meta device.
+def _is_within(module: str, packages: Sequence[str]) -> bool:
+    """Whether a module is one of these, or a submodule of one."""
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def without_values(construct: Callable[[], nn.Module]) -> nn.Module:
+    """What a constructor gives, with its parameters and buffers on the meta device.
 
     A constructor that reads values of its tensors (timm 1.0.20's some) runs as usual, and what it
     gives is taken to the meta device. The random state is put back.
+
+    Args:
+        construct: gives the network; may be called twice.
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
-                return build(source, trust=trust)
-        except SourceError as e:
-            if not isinstance(e.__cause__, RuntimeError):
+            with torch.device("meta"), _Undrawn():
+                return construct()
+        except (RuntimeError, SourceError) as e:
+            if isinstance(e, SourceError) and not isinstance(e.__cause__, RuntimeError):
                 raise
-        model: nn.Module = meta_twin(build(source, trust=trust))
+        model: nn.Module = meta_twin(construct())
         return model
+
+
+#: What draws entries: on the meta device Python, which takes longer than the values would.
+_DRAWING = frozenset(
+    (
+        Tensor.normal_,
+        Tensor.uniform_,
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.kaiming_uniform_,
+    )
+)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors without values as they are where entries would be drawn."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _DRAWING:
+            tensor = args[0] if args else given.get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def _of_timm(source: ModelSource, loading: Mapping[str, Any]) -> Any:
@@ -208,4 +243,11 @@ def _of_torchvision(source: ModelSource, loading: Mapping[str, Any]) -> Any:
 
 def _of_module(source: ModelSource, loading: Mapping[str, Any]) -> Any:
     factory = getattr(import_module(source.library), source.name)
+    home = str(getattr(factory, "__module__", None))
+    if not _is_within(home, [source.library]):
+        # A module has names of others, too: one that imports os.system would lend it to any file.
+        raise SourceError(
+            f"{source.library}:{source.name} is code of {home!r}: name a function that is written "
+            f"in {source.library!r}, or below it"
+        )
     return factory(**source.arguments, **loading)

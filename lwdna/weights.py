@@ -38,6 +38,7 @@ class State:
     Attributes:
         version: of this record.
         dna: digest of the DNA.
+        at_once: how the network is rebuilt, see :func:`lwdna.rebuilding.structure`.
         training: mode of the network.
         modes: paths of the modules that are in the other mode.
         fixed: names of the parameters that take no gradient.
@@ -47,6 +48,7 @@ class State:
 
     version: int
     dna: str
+    at_once: bool
     training: bool
     modes: tuple[str, ...]
     fixed: tuple[str, ...]
@@ -54,13 +56,14 @@ class State:
     sum: str = ""
 
 
-def write(net: nn.Module, path: Path, dna: str) -> None:
+def write(net: nn.Module, path: Path, dna: str, *, at_once: bool) -> None:
     """Write the tensors of a network, each once.
 
     Args:
         net: a captured network.
         path: of the file.
         dna: digest of its DNA.
+        at_once: see :class:`State`.
 
     Raises:
         DnaError: a tensor has no values, or a type that the format does not have.
@@ -73,6 +76,7 @@ def write(net: nn.Module, path: Path, dna: str) -> None:
     state = State(
         version=VERSION,
         dna=dna,
+        at_once=at_once,
         training=net.training,
         modes=tuple(p for p, m in net.named_modules() if m.training != net.training),
         fixed=tuple(name for name, p in net.named_parameters() if not p.requires_grad),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from torch import nn
 
 import lwdna
+from benchmarks import bm_files
 from benchmarks.detectors import pictures
 from benchmarks.networks import small_size
 from lwdna import files, weights
@@ -26,33 +30,9 @@ from lwdna.fx_passes import verify
 from lwdna.fx_passes.likeness import differences
 from tests import toy_detector
 from tests.factories import Plain
-from tests.saved import TRUST, X, assert_same, bytes_of, shrunk, size_of
+from tests.saved import TRUST, X, assert_same, shrunk, size_of
 
 HARD, PLAIN = "tests.factories:hard", "tests.factories:plain"
-#: One of each family; the others of the list share their mechanisms.
-FAMILIES = (
-    "timm:resnet18",
-    "timm:regnety_004",
-    "timm:mobilenetv2_100",
-    "timm:mobilenetv3_small_100",
-    "timm:efficientnet_b0",
-    "timm:densenet121",
-    "timm:convnext_tiny",
-    "timm:res2net50_26w_4s",
-    "timm:resnest14d",
-    "timm:hrnet_w18_small",
-    "timm:dla34",
-    "timm:ghostnet_100",
-    "timm:nfnet_f0",
-    "timm:mixer_s32_224",
-    "timm:vit_tiny_patch16_224",
-    "timm:mobilevit_xxs",
-    "timm:xcit_nano_12_p8_224",
-    "timm:sequencer2d_s",
-    "torchvision:shufflenet_v2_x1_0",
-    "torchvision:swin_t",
-    "torchvision:fcn_resnet50",
-)
 QUICK = ("timm:test_resnet", "timm:test_vit", "torchvision:squeezenet1_1")
 
 
@@ -71,7 +51,7 @@ def folder(net: nn.Module, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in bm_files.NETWORKS)]
 )
 def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     x = torch.randn(2, *small_size(name))
@@ -80,7 +60,7 @@ def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
     lwdna.save(net.eval(), tmp_path)
     again = lwdna.load(tmp_path)
     assert_same(net, again, x)
-    assert size_of(tmp_path) <= 1.01 * bytes_of(net) + 100_000
+    assert size_of(tmp_path) <= 1.01 * bm_files.tensor_bytes(net) + 100_000
     assert verify.measured_cost(again, x[:1]) == verify.measured_cost(net, x[:1])
 
 
@@ -208,6 +188,30 @@ def test_what_has_no_dna_is_refused(net: nn.Module, tmp_path: Path) -> None:
             lwdna.save(other, tmp_path)
 
 
+@pytest.mark.parametrize("settings", [{"rate": float("nan")}, {"rate": float("inf")}, {"a": (1,)}])
+def test_a_dna_that_would_not_be_read_is_not_written(
+    settings: Any, net: nn.Module, tmp_path: Path
+) -> None:
+    other: Any = copy.deepcopy(net)
+    dna = other.meta["lwdna"]
+    other.meta["lwdna"] = replace(dna, settings={**dna.settings, **settings})
+    with pytest.raises(lwdna.DnaError):
+        lwdna.save(other, tmp_path / "n")
+    assert not (tmp_path / "n").exists()
+
+
+def test_nothing_that_is_saved_names_the_machine(tmp_path: Path) -> None:
+    net = shrunk("timm:test_vit", torch.randn(2, 3, 160, 160))
+    lwdna.save(net, tmp_path)
+    places = {str(Path(module.__file__).parents[1]) for module in (lwdna, timm, torch)}  # type: ignore[arg-type]
+    places |= {str(Path.home()), str(Path.cwd())}
+    pickled = io.BytesIO()
+    torch.save(net, pickled)
+    found = [path.read_bytes() for path in tmp_path.iterdir()]
+    for data in (*found, pickled.getvalue(), net.code.encode()):  # type: ignore[union-attr,operator]
+        assert not [place for place in places if place.encode() in data]
+
+
 def test_files_choose_no_code(folder: Path) -> None:
     with pytest.raises(lwdna.SourceError, match="pass trust="):
         lwdna.load(folder)
@@ -215,6 +219,22 @@ def test_files_choose_no_code(folder: Path) -> None:
         lwdna.load(folder, trust=["tests.factory", "test", ""])
     with pytest.raises(TypeError, match="a sequence"):
         lwdna.load(folder, trust="tests")
+
+
+def test_what_is_rebuilt_otherwise_in_one_step_is_rebuilt_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = shrunk(PLAIN, widen=1.5)
+    at_once = []
+
+    def other(a: nn.Module, b: nn.Module) -> Iterator[str]:
+        at_once.append(True)
+        return iter(["the code differs"] if len(at_once) == 1 else differences(a, b))
+
+    monkeypatch.setattr(files, "differences", other)
+    lwdna.save(net, tmp_path)
+    assert not weights.read_state(tmp_path / files.WEIGHTS).at_once
+    assert_same(net, lwdna.load(tmp_path, trust=TRUST), X)
 
 
 # --- replacing a network ---
@@ -317,6 +337,9 @@ def test_the_files_of_two_networks_are_no_pair(folder: Path, tmp_path: Path) -> 
 def test_what_is_no_directory_of_a_network(tmp_path: Path, net: nn.Module) -> None:
     with pytest.raises(lwdna.DnaError, match=r"model\.safetensors cannot be read"):
         lwdna.load(tmp_path / "nowhere")
+    (tmp_path / "dna.json").touch()
+    with pytest.raises(lwdna.DnaError, match="is a file: pass the directory"):
+        lwdna.load(tmp_path / "dna.json")
     weights.save_file({"a": torch.zeros(3)}, tmp_path / files.WEIGHTS)
     with pytest.raises(lwdna.DnaError, match=r"not written by lwdna\.save"):
         lwdna.load(tmp_path)

@@ -15,7 +15,7 @@ from torch import nn
 import lwdna
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.likeness import differences
-from lwdna.rebuilding import originate
+from lwdna.rebuilding import originate, structure
 from lwdna.width_rules import resolve
 from tests import toy_detector
 from tests.factories import Hard, Plain
@@ -67,6 +67,24 @@ def test_a_model_without_values_gives_the_structure() -> None:
     assert not list(differences(net, blank)) and all(p.is_meta for p in blank.parameters())
     with pytest.raises(ValueError, match="meta device"):
         lwdna.rebuild(plain().to("meta"), net.meta["lwdna"], weights="fresh")
+
+
+@pytest.mark.parametrize("policy", ["auto", "both"])
+@pytest.mark.parametrize("widen", [1.0, 1.3, 2.0])
+def test_resizing_at_once_is_widening_and_shrinking(widen: float, policy: Any) -> None:
+    x, model = torch.empty(2, 3, 160, 160), lwdna.create("timm:test_vit")
+    net = lwdna.shrink(
+        model,
+        0.7,
+        criterion="random",
+        widen=widen,
+        policy=policy,
+        example_inputs=x,
+        progress=False,
+    )
+    dna = net.meta["lwdna"]
+    for at_once in (True, False):
+        assert not list(differences(net, structure(dna, at_once=at_once)))
 
 
 def test_fresh_values_of_another_seed_have_the_same_widths() -> None:

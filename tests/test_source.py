@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import lwdna
 from lwdna.example import described, remade
-from lwdna.source import ModelSource, build_on_meta, source_of
+from lwdna.source import ModelSource, build, source_of, without_values
 from tests.factories import Plain
 
 
@@ -38,7 +40,7 @@ def test_a_created_network_tells_how_it_was_made(name: str, arguments: Any) -> N
     assert source is not None and source == ModelSource.of(name, **arguments)
     assert source.arguments == json.loads(json.dumps(arguments))
     state = torch.get_rng_state()
-    blank = build_on_meta(source, trust=("tests",))
+    blank = without_values(partial(build, source, trust=("tests",)))
     assert torch.equal(torch.get_rng_state(), state)
     shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, blank)]
     assert shapes[0] == shapes[1] and all(t.is_meta for t in blank.state_dict().values())
@@ -70,7 +72,7 @@ def test_what_loads_values_is_no_part_of_the_source(monkeypatch: pytest.MonkeyPa
 
 def test_a_detector_of_torchvision_downloads_no_backbone() -> None:
     source = ModelSource.of("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", num_classes=3)
-    assert next(build_on_meta(source).parameters()).is_meta
+    assert next(without_values(partial(build, source)).parameters()).is_meta
 
 
 def test_a_constructor_that_reads_values_is_built_in_full_first(
@@ -80,9 +82,36 @@ def test_a_constructor_that_reads_values_is_built_in_full_first(
         assert torch.linspace(0, 1, 3)[1].item() == 0.5
         return Plain()
 
+    reads.__module__ = "tests.factories"
     monkeypatch.setattr("tests.factories.plain", reads)
-    blank = build_on_meta(ModelSource.of("tests.factories:plain"), trust=["tests"])
+    blank = without_values(lambda: lwdna.create("tests.factories:plain"))
     assert all(t.is_meta for t in blank.state_dict().values())
+
+
+def test_nothing_is_drawn_for_tensors_without_values() -> None:
+    def draw(*_: Any) -> nn.Module:
+        net = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 4, 1), nn.LSTM(3, 4))
+        nn.init.trunc_normal_(net[0].weight)
+        nn.init.kaiming_normal_(net[1].weight)
+        assert nn.init.normal_(net[0].bias) is net[0].bias
+        assert torch.empty(9, device="cpu").normal_().std() > 0  # these have values
+        return net
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.add(func.overloadpacket)
+            return func(*args, **(kwargs or {}))
+
+    called: set[Any] = set()
+    state = torch.get_rng_state()
+    with Watch():
+        blank = without_values(draw)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.ops.aten.empty in called and torch.ops.aten.uniform_ not in called
+    assert [tuple(p.shape) for p in blank[0].parameters()] == [(4, 3), (4,)]  # type: ignore[index]
+    assert all(p.is_meta for p in blank.parameters())
 
 
 @pytest.mark.parametrize(
@@ -100,6 +129,10 @@ def test_a_constructor_that_reads_values_is_built_in_full_first(
         ("tests.nowhere:plain", {}, "ModuleNotFoundError"),
         ("tests.factories:nothing", {}, "AttributeError"),
         ("tests.factories:number", {}, "gives a int, and no nn.Module"),
+        # What a module imports from others is theirs: it may be os.system.
+        ("tests.factories:Detector", {}, "is code of 'tests.toy_detector'"),
+        ("tests.factories:nn", {}, "is code of 'None'"),
+        ("tests.factories:plain", {"not a name": 3}, "is no name of an argument"),
     ],
 )
 def test_what_is_no_constructor(name: str, arguments: Any, message: str) -> None:

@@ -92,7 +92,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         and key != "training"
         and (
             isinstance(value, _ATOMS)
-            or (isinstance(value, tuple) and all(isinstance(v, _ATOMS) for v in value))
+            or (isinstance(value, (tuple, list)) and all(isinstance(v, _ATOMS) for v in value))
         )
     }
 
