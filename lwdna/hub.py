@@ -13,7 +13,10 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import nn
 
 from lwdna.errors import DnaError
-from lwdna.files import HUB_CONFIGURATION, WEIGHTS, load, store
+from lwdna.files import HUB_CONFIGURATION, WEIGHTS, load, replace_file, store
+
+#: The model card.
+CARD = "README.md"
 
 
 class HubNetwork(
@@ -44,8 +47,44 @@ class HubNetwork(
         """What the network returns."""
         return self.net(*args, **kwargs)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        store(self.net, save_directory, HUB_CONFIGURATION)
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_options: Any,
+    ) -> str | None:
+        """Save into a folder, as :func:`lwdna.save` does, and upload it if asked to.
+
+        The mixin's own would remove the old configuration before it writes anything.
+
+        Args:
+            save_directory: the folder, made if it is not there. A network in it is replaced.
+            repo_id: on the Hub; by default the name of the folder.
+            push_to_hub: whether to upload, too.
+            model_card_kwargs: fill the template of the model card, which is written if there is
+                none.
+            push_options: of ``push_to_hub``.
+
+        Returns:
+            The address of the commit if it was uploaded.
+
+        Raises:
+            DnaError, SourceError: see :func:`lwdna.save`.
+        """
+        folder = Path(save_directory)
+        store(self.net, folder, HUB_CONFIGURATION)
+        if not (folder / CARD).exists():
+            card = self.generate_model_card(**(model_card_kwargs or {}))
+            replace_file(folder / CARD, card.save)
+        if not push_to_hub:
+            return None
+        address: str = self.push_to_hub(
+            repo_id=repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_options
+        )
+        return address
 
     @classmethod
     def from_pretrained(
@@ -80,6 +119,8 @@ class HubNetwork(
         token: str | bool | None,
         **options: Any,  # of lwdna.load: device, trust, example_inputs
     ) -> HubNetwork:
+        for name in ("self", "net"):  # the mixin looks for arguments of __init__ in the file
+            options.pop(name, None)  # lwdna.load refuses fields of these names
         folder = Path(model_id)
         if not folder.is_dir():
             files = [
