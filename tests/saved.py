@@ -55,8 +55,3 @@ def assert_same(net: nn.Module, again: nn.Module, *inputs: Any) -> None:
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def bytes_of(net: nn.Module) -> int:
-    unique = {id(t): t for _, t in named_tensors(net)}
-    return sum(t.numel() * t.element_size() for t in unique.values())

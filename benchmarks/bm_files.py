@@ -1,0 +1,202 @@
+"""Seconds and bytes of saving and loading, beside the seconds of the network's own constructor.
+
+    python -m benchmarks.bm_files [--networks timm:resnet18 ...] [--widen 1 2] [--repeats 5]
+
+Every network is shrunk at random (not widened first, and widened), saved and loaded, in one
+process on the CPU. Constructor, load and save run in turn, again and again; medians count. What
+earlier loads have taught the meta kernels is forgotten before each, as in a new process. Exit code
+1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+import lwdna
+from benchmarks.bm_compile import ROOT, environment
+from benchmarks.measure import in_turn
+from benchmarks.networks import default_size, small_size
+from lwdna.fx_passes.kernels import KERNELS
+from lwdna.fx_passes.likeness import named_tensors
+from lwdna.fx_passes.verify import evaluated
+
+OUTPUT = ROOT / "benchmarks" / "results" / "bm_files.json"
+SEED = 0
+BUDGET = 0.7
+WIDEN = (1.0, 2.0)
+CPU = torch.device("cpu")
+
+#: One of each family.
+NETWORKS = (
+    "timm:resnet18",
+    "timm:resnet50",
+    "timm:regnety_004",
+    "timm:mobilenetv2_100",
+    "timm:mobilenetv3_small_100",
+    "timm:efficientnet_b0",
+    "timm:densenet121",
+    "timm:convnext_tiny",
+    "timm:res2net50_26w_4s",
+    "timm:resnest14d",
+    "timm:hrnet_w18_small",
+    "timm:dla34",
+    "timm:ghostnet_100",
+    "timm:nfnet_f0",
+    "timm:mixer_s32_224",
+    "timm:vit_tiny_patch16_224",
+    "timm:mobilevit_xxs",
+    "timm:xcit_nano_12_p8_224",
+    "timm:sequencer2d_s",
+    "torchvision:shufflenet_v2_x1_0",
+    "torchvision:swin_t",
+    "torchvision:fcn_resnet50",
+)
+
+#: The bars: load over constructor; file over tensors, and bytes that come on top.
+TIMES, SHARE, MORE = 2.0, 1.01, 100_000
+
+
+def shrunk(name: str, widen: float) -> nn.Module:
+    """The network at a share of its MACs, chosen at random."""
+    torch.manual_seed(SEED)
+    image = torch.empty(2, *default_size(name), device="meta")
+    net: nn.Module = lwdna.shrink(
+        lwdna.create(name),
+        BUDGET,
+        criterion="random",
+        widen=widen,
+        example_inputs=image,
+        seed=SEED,
+        progress=False,
+    )
+    return net.eval()
+
+
+def measure(name: str, widen: float, repeats: int) -> dict[str, Any]:
+    """Seconds, bytes, and whether the loaded network computes the same to the last bit."""
+    net = shrunk(name, widen)
+    images = torch.randn(2, *small_size(name))
+    with tempfile.TemporaryDirectory() as folder:
+        steps: dict[str, Callable[[], object]] = {
+            "constructor": partial(lwdna.create, name),
+            "load": partial(_load, folder),
+            "save": partial(lwdna.save, net, folder),
+        }
+        lwdna.save(net, folder)
+        again = lwdna.load(folder)
+        pairs = zip(evaluated(net, images), evaluated(again, images), strict=True)
+        identical = all(torch.equal(a, b) for a, b in pairs)
+        del again
+        gc.collect()
+        seconds = in_turn(steps, repeats, CPU)
+        written = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {
+        "network": name,
+        "widen": widen,
+        "seconds": {step: round(found, 4) for step, found in seconds.items()},
+        "ratio": round(seconds["load"] / seconds["constructor"], 2),
+        "tensor_bytes": tensor_bytes(net),
+        "file_bytes": written,
+        "identical": identical,
+    }
+
+
+def _load(folder: str) -> nn.Module:
+    KERNELS.forget()
+    return lwdna.load(folder)
+
+
+def tensor_bytes(net: nn.Module) -> int:
+    """Bytes of all tensors of a network, each counted once."""
+    unique = {id(t): t for _, t in named_tensors(net)}
+    return sum(t.numel() * t.element_size() for t in unique.values())
+
+
+def bars(records: Sequence[Mapping[str, Any]]) -> list[tuple[bool, str]]:
+    """The bars with whether they are met."""
+    slow = sorted((r for r in records if r["ratio"] > TIMES), key=lambda r: -r["ratio"])
+    large = [r for r in records if r["file_bytes"] > SHARE * r["tensor_bytes"] + MORE]
+    other = [r for r in records if not r["identical"]]
+    of = f"of {len(records)} networks"
+    texts = (
+        (slow, f"loaded in at most {TIMES:g} times the constructor's seconds"),
+        (large, f"files of at most {SHARE:g} times the tensors' bytes + {MORE:,}"),
+        (other, "the same outputs to the last bit"),
+    )
+    return [
+        (not missed, f"{text}: {len(records) - len(missed)} {of}{_named(missed)}")
+        for missed, text in texts
+    ]
+
+
+def _named(missed: Sequence[Mapping[str, Any]]) -> str:
+    names = ", ".join(f"{r['network']}, widen {r['widen']:g}: {r['ratio']:g}" for r in missed[:3])
+    return f"; not {names}" if names else ""
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: one line per network and widening."""
+    rows = [
+        (
+            r["network"],
+            f"{r['widen']:g}",
+            *(f"{1e3 * r['seconds'][step]:.0f}" for step in ("constructor", "load", "save")),
+            f"{r['ratio']:.2f}",
+            f"{r['tensor_bytes'] / 1e6:.1f}",
+            f"{(r['file_bytes'] - r['tensor_bytes']) / 1e3:.0f}",
+        )
+        for r in records
+    ]
+    head = ("network", "widen", "constructor, ms", "load, ms", "save, ms", "load / constructor")
+    head += ("tensors, MB", "more in files, kB")
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="LIBRARY:NAME")
+    parser.add_argument("--widen", nargs="+", type=float, default=WIDEN)
+    parser.add_argument("--repeats", type=int, default=5, help="medians of this many (default 5)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    record: dict[str, Any] = {
+        "environment": environment(),
+        "settings": {
+            "seed": SEED,
+            "budget": BUDGET,
+            "repeats": args.repeats,
+            "threads": args.threads,
+            "units": "seconds (medians), bytes",
+        },
+        "records": [],
+    }
+    for name in args.networks:
+        for widen in args.widen:
+            record["records"].append(measure(name, widen, args.repeats))
+            print(table(record["records"][-1:]).splitlines()[-1], flush=True)
+            found = bars(record["records"])
+            record["bars"] = [{"met": met, "bar": text} for met, text in found]
+            args.output.write_text(json.dumps(record, indent=1) + "\n")  # an interrupted run counts
+    for met, text in found:
+        print("met   " if met else "MISSED", text)
+    return 0 if all(met for met, _ in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
