@@ -61,7 +61,7 @@ class ModelSource:
                 "from, and not what the network is: leave it out"
             )
         for key, value in self.arguments.items():
-            if not key.isidentifier():
+            if len(key) > _MOST_CHARACTERS or not key.isidentifier():
                 raise SourceError(f"{key[:60]!r} is no name of an argument")
             try:
                 json.dumps(value, allow_nan=False)

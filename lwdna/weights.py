@@ -99,6 +99,8 @@ def read_state(path: Path) -> State:
     Raises:
         DnaError: there is no such file, it is damaged, or of a newer version.
     """
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise DnaError(f"{path} cannot be read: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import struct
@@ -244,6 +245,12 @@ def test_forged_dna(net: nn.Module, saved: Path, tmp_path: Path, number: int) ->
             "gives a int",
         ),
         ({"source": None}, "does not tell how"),
+        ({"model": "\x1b[2J"}, r"no name: '\\x1b\[2J'"),
+        ({"model": "M" * 10**6}, "no name: 'MMM"),
+        (
+            {"source": {"library": "torchvision", "name": "resnet18", "arguments": {"x" * 999: 1}}},
+            "is no name of an argument",
+        ),
         ({"seed": 1.5}, "seed is 1.5, and no int"),
         ({"extra": 1}, "unknown field 'extra'"),
         ({"settings": {}}, "outputs None"),
@@ -255,6 +262,17 @@ def test_forged_dna(net: nn.Module, saved: Path, tmp_path: Path, number: int) ->
 def test_forged_fields(saved: Path, tmp_path: Path, change: Any, message: str) -> None:
     forge(saved, tmp_path, {**json.loads((saved / "dna.json").read_text()), **change})
     with pytest.raises(lwdna.LwdnaError, match=message):
+        lwdna.load(tmp_path, trust=TRUST)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", FILES)
+def test_pipes_are_no_files(name: str, saved: Path, tmp_path: Path) -> None:
+    """An archive may hold one, and whoever opens it waits."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(lwdna.DnaError, match=r"cannot be read|holds no dna\.json"):
         lwdna.load(tmp_path, trust=TRUST)
 
 

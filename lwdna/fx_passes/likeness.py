@@ -84,7 +84,11 @@ def _code(gm: GraphModule) -> list[str]:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Numbers and words that a module computes by (``p`` of a dropout, ``eps`` of a norm)."""
+    """Numbers and words that a module computes by (``p`` of a dropout, ``eps`` of a norm).
+
+    Lists are left out: they may keep what the first forward pass worked out, as the scales of
+    torchvision's MultiScaleRoIAlign.
+    """
     return {
         key: value
         for key, value in vars(module).items()
@@ -92,7 +96,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
         and key != "training"
         and (
             isinstance(value, _ATOMS)
-            or (isinstance(value, (tuple, list)) and all(isinstance(v, _ATOMS) for v in value))
+            or (isinstance(value, tuple) and all(isinstance(v, _ATOMS) for v in value))
         )
     }
 
