@@ -46,10 +46,11 @@ types: $(READY)  ## mypy, strict, on lwdna/
 
 check: lint types test  ## Everything that has to pass before a commit
 
-bench: $(READY)-bench  ## Time passes, scoring and selection, against a peer or a training step
+bench: $(READY)-bench  ## Time passes, scoring, selection, saving and loading
 	$(BIN)/python -m benchmarks.bm_compile
 	$(BIN)/python -m benchmarks.bm_scoring
 	$(BIN)/python -m benchmarks.bm_selection
+	$(BIN)/python -m benchmarks.bm_files
 
 zoo: $(READY)-bench  ## Every model of timm and torchvision; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo
