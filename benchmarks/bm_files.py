@@ -200,8 +200,8 @@ def main() -> int:
         },
         "records": [],
     }
-    for name in args.networks:
-        for widen in args.widen:
+    for widen in args.widen:
+        for name in args.networks:
             record["records"].append(measure(name, widen, args.repeats))
             print(table(record["records"][-1:]).splitlines()[-1], flush=True)
             found = bars(record["records"])
