@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -22,9 +21,7 @@ from tabulate import tabulate
 
 import lwdna
 from benchmarks.photos import PHOTOS, batches
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from lwdna import tables
 
 BUDGET = lwdna.Budget(flops_paper=3.7307e9)  # Li et al., CVPR 2021: 90.60 % of ResNet-50's
 FLOORS = lwdna.Floors(fraction=0.4, absolute=4, classifier=0.45)
@@ -54,9 +51,11 @@ def main() -> None:
     say(width_table(dna))
     say("\n" + cost_table(dna))
     picture = args.output / "resnet50_widths.png"
-    draw(dna, picture)
+    dna.plot("widths").savefig(picture, dpi=130)
+    page = lwdna.report(net, args.output / "resnet50.html", groups="layer1.0.conv3")
     (args.output / "resnet50_dna.json").write_text(dna.to_json())
-    say(f"\nPicture: {picture}   Widths as JSON: {args.output / 'resnet50_dna.json'}\n")
+    say(f"\nPicture: {picture}   Widths as JSON: {args.output / 'resnet50_dna.json'}")
+    say(f"Report: {page}\n")
     losses = train(net, args.steps, args.batch, args.seed)
     if args.record is not None:
         args.record.write_text(json.dumps(summary(dna, losses, seconds), indent=1) + "\n")
@@ -86,38 +85,11 @@ def say(text: str) -> None:
 
 
 def width_table(dna: lwdna.Dna) -> str:
-    rows = [
-        (g.name, g.baseline, g.widened, g.width, f"{g.width / g.baseline:.2f}", len(g.slots))
-        for g in dna.groups
-        if g.prunable
-    ]
-    headers = ("channel group", "before", "widened", "after", "ratio", "tensors sized by it")
-    return tabulate(rows, headers=headers)
+    return tabulate(tables.width_rows(dna), headers=tables.WIDTH_HEADERS)
 
 
 def cost_table(dna: lwdna.Dna) -> str:
-    rows = [
-        (metric, f"{before:,}", f"{dna.after[metric]:,}", f"{dna.after[metric] / before:.2%}")
-        for metric, before in dna.before.as_dict().items()
-    ]
-    return tabulate(rows, headers=("cost", "before", "after", "ratio"), disable_numparse=True)
-
-
-def draw(dna: lwdna.Dna, path: Path) -> None:
-    """Widths before and after, layer by layer (the paper's figure 1)."""
-    groups = [g for g in dna.groups if g.prunable]
-    fig, ax = plt.subplots(figsize=(11, 4.5), layout="constrained")
-    x = range(len(groups))
-    ax.step(x, [g.baseline for g in groups], where="mid", label="ResNet-50", color="tab:gray")
-    ax.bar(x, [g.width for g in groups], label="LW-DNA", color="tab:blue", width=0.7)
-    ax.set_xticks(list(x), [g.name for g in groups], rotation=90, fontsize=7)
-    ax.set_yscale("log", base=2)
-    ax.set_ylabel("channels (log scale)")
-    ratio = dna.after.flops_paper / dna.before.flops_paper
-    ax.set_title(f"Widths per channel group at {ratio:.2%} of the paper FLOPs")
-    ax.legend()
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
+    return tabulate(tables.cost_rows(dna), headers=tables.COST_HEADERS, disable_numparse=True)
 
 
 def summary(dna: lwdna.Dna, losses: list[float], seconds: float) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from lwdna.graph import ChannelGraph, ChannelGroup
 from lwdna.group_width import GroupWidth
 from lwdna.latency import LatencyTable, measure_latency, preferred_divisor
 from lwdna.rebuilding import rebuild
+from lwdna.reporting import report
 from lwdna.scoring import SGD, Scoring, ScoringContext, criteria, criterion, score
 from lwdna.scoring import get as get_criterion
 from lwdna.selection import Selection, select
@@ -86,6 +87,7 @@ __all__ = [
     "preferred_divisor",
     "rebuild",
     "recipes",
+    "report",
     "resize",
     "rules",
     "save",

@@ -17,9 +17,11 @@ from lwdna.channels import Policy
 from lwdna.checks import check_choice, check_model, checked_constraints, checked_seed
 from lwdna.constraints import Constraints
 from lwdna.dna import Dna
+from lwdna.findings import Findings
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.outputs import Outputs
+from lwdna.fx_passes.places import places
 from lwdna.fx_passes.regions import meta_of
 from lwdna.fx_passes.reinitialise import looks_trained, reinitialise
 from lwdna.fx_passes.shrink import shrink_graph
@@ -209,6 +211,7 @@ def shrink(
             "policy": policy,
             "ranks": ranks.size,
         },
+        findings=Findings.of(graph, wide_graph, saliency, selection, places(captured)),
     )
     return net
 

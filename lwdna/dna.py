@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,11 +16,16 @@ from lwdna.constraints import Constraints, Floors
 from lwdna.cost import Cost
 from lwdna.errors import DnaError
 from lwdna.example import described, shapes_in
+from lwdna.findings import Findings
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.group_width import MOST_UNITS, GroupWidth, as_runs, from_runs, group_widths
 from lwdna.selection import Selection
 from lwdna.source import ModelSource, source_of
 from lwdna.strict_json import build, digest, parse
+from lwdna.tables import COST_HEADERS, WIDTH_HEADERS, cost_rows, html_table, width_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 3
 _MOST_CHARACTERS = 200  # of a class name: errors quote it
@@ -48,6 +53,8 @@ class Dna:
         before: cost of the given network.
         after: cost of the result.
         versions: Python and package versions.
+        findings: saliencies, costs by layer and reasons, for reports; ``None`` if they are not
+            known.
 
     Raises:
         DnaError: fields that contradict one another.
@@ -67,6 +74,7 @@ class Dna:
     before: Cost
     after: Cost
     versions: Mapping[str, str]
+    findings: Findings | None = None
 
     def __post_init__(self) -> None:
         if len(self.model) > _MOST_CHARACTERS or not self.model.isprintable():
@@ -102,6 +110,29 @@ class Dna:
     def __repr__(self) -> str:
         return f"<Dna of {self.model}: {len(self.groups)} groups, {self.before} -> {self.after}>"
 
+    def _repr_html_(self) -> str:
+        said = f"{self.model}: criterion {self.criterion}, widen {self.widen}, seed {self.seed}"
+        costs = html_table(COST_HEADERS, cost_rows(self), said)
+        return costs + html_table(WIDTH_HEADERS, width_rows(self))
+
+    def plot(self, figure: str = "widths") -> Figure:
+        """Draw one of the figures of :func:`lwdna.report`.
+
+        Args:
+            figure: ``"widths"``, before and after (figure 1 of the paper); ``"saliency"``, its
+                distribution and the threshold; ``"costs"``, where MACs and params went.
+
+        Returns:
+            A figure of its own, which no other plotting call sees.
+
+        Raises:
+            ValueError: there is no such figure, or this DNA has no findings to draw it from.
+            ImportError: matplotlib is not installed.
+        """
+        from lwdna.reporting.figures import draw  # it needs the extra "report"
+
+        return draw(self, figure)
+
     @classmethod
     def of(
         cls,
@@ -115,6 +146,7 @@ class Dna:
         widen: float | Mapping[str, float],
         seed: int,
         settings: Mapping[str, Any],
+        findings: Findings | None = None,
     ) -> Dna:
         """The configuration of a selection.
 
@@ -128,6 +160,7 @@ class Dna:
             widen: the widening.
             seed: seed of widening and scoring.
             settings: other arguments; dataclasses become dicts.
+            findings: for reports.
         """
         return cls(
             model=type(model).__name__,
@@ -144,6 +177,7 @@ class Dna:
             before=graph.cost(),
             after=selection.cost,
             versions=versions(),
+            findings=findings,
         )
 
     def copies(self, graph: ChannelGraph) -> Copies:

@@ -16,6 +16,9 @@ from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.regions import is_captured
 from lwdna.graph import ChannelGraph, ChannelGroup
 from lwdna.inputs import default_inputs
+from lwdna.tables import html_table
+
+_HEADERS = ("group", "width", "lives in", "MACs", "params", "prunable, or why not")
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,37 @@ class Explanation:
         return f"<Explanation of {len(self.rows)} channel groups; print() shows them>"
 
     def __str__(self) -> str:
-        cost = self.graph.cost()
         table = tabulate(
-            [
-                (r.group, r.width, _lives(r.lives), f"{r.macs:.2%}", f"{r.params:.2%}", _why(r))
-                for r in self.rows
-            ],
-            headers=("group", "width", "lives in", "MACs", "params", "prunable, or why not"),
+            self._cells(),
+            headers=_HEADERS,
             disable_numparse=True,
             colalign=("left", "right", "left", "right", "right", "left"),
         )
+        return "\n".join([table, *self._lines()])
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEADERS, self._cells(), *self._lines())
+
+    def _cells(self) -> list[tuple[str, int, str, str, str, str]]:
+        return [
+            (r.group, r.width, _lives(r.lives), f"{r.macs:.2%}", f"{r.params:.2%}", _why(r))
+            for r in self.rows
+        ]
+
+    def _lines(self) -> list[str]:
+        cost = self.graph.cost()
         choices = {
             f"{c.node}: {'axes' if c.chosen == BOTH else 'axis'} {c.chosen} of {c.sizes}"
             for c in self.graph.choices
             if c.chosen is not None and len(c.candidates) > 1
         }
         lines = [
-            table,
             "MACs, params: what vanishes with the group; a layer counts for all groups it joins",
             f"{cost.macs:,} MACs, {cost.flops_paper:,} paper FLOPs, {cost.params:,} params",
         ]
         if choices:
             lines.append("choice points (see policy): " + "; ".join(sorted(choices)))
-        return "\n".join(lines)
+        return lines
 
 
 def _lives(slots: tuple[str, ...]) -> str:

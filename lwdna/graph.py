@@ -18,6 +18,7 @@ from lwdna import copies as arithmetic
 from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
 from lwdna.cost import Cost, CostModel, Term
 from lwdna.errors import ConstraintError
+from lwdna.tables import html_table
 
 Copies = Ids
 #: Reason of a group that :meth:`ChannelGraph.freeze` froze; its "node" is the pattern.
@@ -142,6 +143,15 @@ class ChannelGraph:
     factors: Ids = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     links: Callable[[], Iterable[Link]] = field(repr=False, compare=False, default=tuple)
     calls: Mapping[str, tuple[tuple[Any, ...], ...]] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (g.name, g.width, len(g.slots), "yes" if g.prunable else g.reasons[0][0])
+            for g in self.groups
+            if g.slots
+        ]
+        said = f"{len(rows)} channel groups of {self.units:,} units: {self.cost()}"
+        return html_table(("group", "width", "tensors", "prunable, or why not"), rows, said)
 
     @property
     def units(self) -> int:

@@ -33,6 +33,7 @@ from lwdna.fx_passes.trains import trains
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.inputs import as_arguments
+from lwdna.tables import html_table
 
 __all__ = [
     "Verification",
@@ -59,6 +60,9 @@ class Verification:
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {said}" for name, said in self.statements.items())
+
+    def _repr_html_(self) -> str:
+        return html_table(("invariant", "what was compared"), tuple(self.statements.items()))
 
 
 def verify(

@@ -1,0 +1,246 @@
+"""What a search found on its way to the widths: saliencies, costs by layer, what was fixed and why.
+
+A report shows it. It is compact (quantiles and counts, no saliency of a single channel) and goes
+into the :class:`lwdna.Dna`, because none of it can be worked out from the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwdna.channels import Ids
+from lwdna.cost import METRICS
+from lwdna.graph import ChannelGraph
+from lwdna.selection import Selection
+
+#: The shares of a group's units that lie below the five numbers kept of its saliencies.
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+BINS = 40
+#: A logarithmic histogram spans this many decades below the greatest saliency, at most.
+DECADES = 12
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What the operators and parameters of one module cost, without its submodules.
+
+    Attributes:
+        path: of the module; ``""`` is the network itself.
+        macs: multiply-accumulates (before, after).
+        params: parameter entries (before, after).
+    """
+
+    path: str
+    macs: tuple[int, int]
+    params: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many units of prunable groups have which saliency.
+
+    Attributes:
+        log: whether the bins are equal in the logarithm. They are unless a saliency is negative or
+            all are 0; what lies below the first bin (0, for one) is counted in it then.
+        least: where the first bin begins.
+        most: where the last one ends.
+        kept: units that stayed, by bin, (bins,).
+        removed: units that went, by bin, (bins,).
+    """
+
+    log: bool
+    least: float
+    most: float
+    kept: tuple[int, ...]
+    removed: tuple[int, ...]
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """Edges of the bins, ascending, shape (bins + 1,)."""
+        space = np.geomspace if self.log else np.linspace
+        return space(self.least, self.most, BINS + 1)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search found on its way.
+
+    Attributes:
+        saliency: prunable group -> its units' saliencies at :data:`QUANTILES`, to 4 digits.
+        histogram: of all prunable units; ``None`` if there are none.
+        threshold: saliency of the last block that one threshold over all channels kept; ``None``
+            where the floors are all it kept, or another allocation chose.
+        layers: cost by layer, in the order in which the network runs them; what costs nothing is
+            left out. They add up to the costs of the whole.
+        frozen: group that could not change -> the (reason, node) pairs.
+        axes: node of a choice point -> the axis that could change, as a policy that decides so
+            again (:attr:`lwdna.ChannelGraph.policy`).
+    """
+
+    saliency: Mapping[str, tuple[float, ...]]
+    histogram: Histogram | None
+    threshold: float | None
+    layers: tuple[LayerCost, ...]
+    frozen: Mapping[str, tuple[tuple[str, str], ...]]
+    axes: Mapping[str, str | int]
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        wide_graph: ChannelGraph,
+        saliency: NDArray[np.float64],
+        selection: Selection,
+        places: Mapping[str, str],
+    ) -> Findings:
+        """The findings of a selection.
+
+        Args:
+            graph: channel graph of the given network.
+            wide_graph: channel graph of the widened network.
+            saliency: of each unit of the widened network, shape (units,).
+            selection: what was selected by it.
+            places: graph node -> path of its module (:func:`lwdna.fx_passes.places.places`).
+        """
+        groups = [group for group in wide_graph.groups if group.slots]
+        prunable = wide_graph.prunable[wide_graph.group_of]
+        cut = selection.threshold
+        return cls(
+            saliency={
+                group.name: tuple(map(_short, np.quantile(saliency[group.units], QUANTILES)))
+                for group in groups
+                if group.prunable
+            },
+            histogram=_histogram(saliency[prunable], selection.copies[prunable]),
+            threshold=None if cut is None or not isfinite(cut) else cut,
+            layers=_layers(graph, wide_graph, selection.copies, places),
+            frozen={group.name: group.reasons for group in groups if not group.prunable},
+            axes=dict(graph.policy),
+        )
+
+    @classmethod
+    def from_plain(cls, data: Any) -> Findings:
+        """The findings from what JSON gives of them.
+
+        Raises:
+            TypeError, KeyError: fields are missing, or there are others.
+            ValueError: a field is of another kind than it must be.
+        """
+        if not isinstance(data, dict):
+            raise TypeError(f"findings of type {type(data).__name__}, not an object")
+        plain = dict(data)
+        for name, numbers in _items(plain, "saliency"):
+            plain["saliency"][name] = _numbers(numbers, len(QUANTILES), "saliency")
+        if plain["histogram"] is not None:
+            plain["histogram"] = _read_histogram(plain["histogram"])
+        if plain["threshold"] is not None:
+            (plain["threshold"],) = _numbers([plain["threshold"]], 1, "threshold")
+        plain["layers"] = tuple(map(_read_layer, plain["layers"]))
+        for name, reasons in _items(plain, "frozen"):
+            plain["frozen"][name] = tuple(_texts(pair, 2, "frozen") for pair in reasons)
+        for _, axis in _items(plain, "axes"):
+            if isinstance(axis, bool) or not isinstance(axis, (str, int)):
+                raise ValueError(f"findings: axes: {axis!r} is no axis")
+        return cls(**plain)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _histogram(saliency: NDArray[np.float64], copies: Ids) -> Histogram | None:
+    if not len(saliency):
+        return None
+    least, most = float(saliency.min()), float(saliency.max())
+    log = least >= 0 and most > 0
+    if log:
+        least = max(float(saliency[saliency > 0].min()), most * 10.0**-DECADES)
+        least, most = (least, most) if least < most else (least / 2, most * 2)
+    else:
+        least, most = (least, most) if least < most else (least - 1, most + 1)
+    empty = Histogram(log, least, most, (), ())
+    edges = empty.edges
+    inside = np.clip(saliency, edges[0], edges[-1])
+    kept, removed = (
+        tuple(int(n) for n in np.histogram(inside[which], edges)[0])
+        for which in (copies > 0, copies == 0)
+    )
+    return replace(empty, kept=kept, removed=removed)
+
+
+def _layers(
+    graph: ChannelGraph, wide_graph: ChannelGraph, copies: Ids, places: Mapping[str, str]
+) -> tuple[LayerCost, ...]:
+    """Cost by module; a parameter's is the module that has it."""
+    terms = graph.cost_model.terms
+    path_of = [
+        term.node.rpartition(".")[0] if term.kind == "params" else places.get(term.node, "")
+        for term in terms
+    ]
+    paths = list(dict.fromkeys([*places.values(), *path_of]))
+    index = {path: k for k, path in enumerate(paths)}
+    row = np.array([index[path] for path in path_of], dtype=np.int64)
+    found = np.zeros((2, 2, len(paths)), dtype=np.int64)  # metric, before and after, path
+    widths = ((graph, graph.widths), (wide_graph, wide_graph.widths_of(copies)))
+    for when, (of, width) in enumerate(widths):
+        values = of.cost_model.per_monomial(width)
+        for k, metric in enumerate(("macs", "params")):
+            counted = of.cost_model.in_metric[METRICS.index(metric)] * values
+            np.add.at(found[k, when], row[of.cost_model.term_of], counted)
+    return tuple(
+        LayerCost(path, macs=(int(a), int(b)), params=(int(c), int(d)))
+        for path, a, b, c, d in zip(paths, *found.reshape(4, -1), strict=True)
+        if a or b or c or d
+    )
+
+
+def _items(data: dict[str, Any], field: str) -> list[tuple[str, Any]]:
+    """The entries of a mapping, which is copied: what was read stays as it is."""
+    if not isinstance(data[field], dict):
+        raise ValueError(f"findings: {field} is no object")
+    data[field] = dict(data[field])
+    return list(data[field].items())
+
+
+def _numbers(values: Any, length: int, field: str) -> tuple[float, ...]:
+    good = isinstance(values, list) and len(values) == length
+    if not good or not all(type(v) in (int, float) and isfinite(v) for v in values):
+        raise ValueError(f"findings: {field}: {length} finite numbers are expected")
+    return tuple(float(v) for v in values)
+
+
+def _counts(values: Any, length: int, field: str) -> tuple[int, ...]:
+    good = isinstance(values, list) and len(values) == length
+    if not good or not all(type(v) is int and v >= 0 for v in values):
+        raise ValueError(f"findings: {field}: {length} counts are expected")
+    return tuple(values)
+
+
+def _texts(values: Any, length: int, field: str) -> Any:
+    good = isinstance(values, list) and len(values) == length
+    if not good or not all(isinstance(v, str) for v in values):
+        raise ValueError(f"findings: {field}: {length} texts are expected")
+    return tuple(values)
+
+
+def _read_histogram(data: Any) -> Histogram:
+    read = Histogram(**data)
+    least, most = _numbers([read.least, read.most], 2, "histogram")
+    if type(read.log) is not bool or least >= most or (read.log and least <= 0):
+        raise ValueError(f"findings: no histogram from {least} to {most}, log={read.log!r}")
+    kept, removed = (_counts(c, BINS, "histogram") for c in (read.kept, read.removed))
+    return Histogram(read.log, least, most, kept, removed)
+
+
+def _read_layer(data: Any) -> LayerCost:
+    read = LayerCost(**data)
+    if not isinstance(read.path, str):
+        raise ValueError(f"findings: layers: path {read.path!r} is no text")
+    macs, params = (_counts(c, 2, "layers") for c in (read.macs, read.params))
+    return LayerCost(read.path, (macs[0], macs[1]), (params[0], params[1]))

@@ -1,0 +1,184 @@
+"""``lwdna.report``: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
+
+from lwdna.dna import Dna
+from lwdna.reporting.dependencies import Dependencies, dependencies_in, draw_dependencies
+from lwdna.reporting.figures import FIGURES, draw, missing
+from lwdna.reporting.style import extra, inline_svg
+from lwdna.tables import COST_HEADERS, amount, cost_rows, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Images = Literal["png", "svg"]
+_TITLES = {
+    "widths": (
+        "Widths",
+        "Channels of every group that could change, before and after, and their ratio: below the "
+        "line narrower, above it (orange) wider than before.",
+    ),
+    "saliency": (
+        "Saliency",
+        "How salient the widened network's channels were, and which stayed. Below: each group from "
+        "its least to its most salient channel, the middle half thick, the median a dot. Floors, "
+        "and what the budget had left, keep channels below the threshold.",
+    ),
+    "costs": ("Where MACs and parameters went", "Costs of the blocks before and after."),
+}
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of the page, or why there is none."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str | None
+    reason: str | None
+
+
+def report(
+    subject: nn.Module | Dna,
+    path: str | Path,
+    *,
+    groups: str | Sequence[str] = (),
+    example_inputs: Any = None,
+    images: Images | None = None,
+) -> Path:
+    """Write a report of a shrunk network: one HTML page with its figures, for any browser.
+
+    The page needs no network and runs no script. It shows the summary, the widths before and after,
+    the saliencies and the threshold, where MACs and params went, which groups could not change and
+    why, and the dependency graphs of chosen groups.
+
+    Args:
+        subject: what :func:`lwdna.shrink` returned, or its :class:`lwdna.Dna`.
+        path: of the page, ending in ``.html``; a file that is there is replaced.
+        groups: names or patterns (``fnmatch``) of the groups, 20 at most, whose dependency graphs
+            are drawn. The network is analysed for them; a DNA alone does not know them.
+        example_inputs: for this analysis, as for :func:`lwdna.analyse`; by default tensors of the
+            shapes in the DNA. A network that was captured in parts needs them.
+        images: also write every figure to a file of this format beside the page:
+            ``"png"`` or ``"svg"``, named ``STEM_widths.png`` and so on.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        TypeError: ``subject`` is neither.
+        ValueError: a network without a DNA, no ``.html``, an unknown group or format, or
+            inputs are needed. Nothing is written then.
+        ImportError: matplotlib or jinja2 is not installed: ``pip install 'lwdna[report]'``.
+
+    >>> lwdna.report(net, "report.html", groups="layer1.*")  # doctest: +SKIP
+    PosixPath('report.html')
+    """
+    path = Path(path)
+    dna = _dna_of(subject)
+    _check(subject, path, groups, images)
+    found: list[Dependencies] = []
+    if groups:
+        assert isinstance(subject, nn.Module)
+        found = dependencies_in(subject, dna, groups, example_inputs)
+    figures = {name: draw(dna, name) for name in FIGURES if missing(dna, name) is None}
+    graphs = {f"group{k}": draw_dependencies(d) for k, d in enumerate(found)}
+    page = _render(dna, figures, list(zip(found, graphs.items(), strict=True)))
+    if images is not None:
+        for name, figure in {**figures, **graphs}.items():
+            figure.savefig(path.with_name(f"{path.stem}_{name}.{images}"), dpi=_DPI)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _dna_of(subject: Any) -> Dna:
+    if isinstance(subject, Dna):
+        return subject
+    if not isinstance(subject, nn.Module):
+        raise TypeError(
+            f"a report of a {type(subject).__name__}: pass what lwdna.shrink returned, or its DNA"
+        )
+    dna = (getattr(subject, "meta", None) or {}).get("lwdna")
+    if not isinstance(dna, Dna):
+        raise ValueError(
+            f"this {type(subject).__name__} has no DNA in meta['lwdna']: pass what lwdna.shrink "
+            "returned, not a wrapper of it, or the DNA"
+        )
+    return dna
+
+
+def _check(subject: Any, path: Path, groups: Any, images: Any) -> None:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"path {str(path)!r}: a report is one page, whose name ends in .html")
+    if not path.parent.is_dir():
+        raise ValueError(f"path {str(path)!r}: there is no folder {str(path.parent)!r}")
+    if images is not None and images not in get_args(Images):
+        raise ValueError(f"images={images!r}: one of {', '.join(map(repr, get_args(Images)))}")
+    names = [groups] if isinstance(groups, str) else groups
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"groups={groups!r}: names of channel groups, or patterns of them")
+    if groups and isinstance(subject, Dna):
+        raise ValueError(
+            "groups: a DNA alone does not know what ties the channels of a group; pass the network"
+        )
+
+
+def _render(
+    dna: Dna,
+    figures: Mapping[str, Figure],
+    graphs: Sequence[tuple[Dependencies, tuple[str, Figure]]],
+) -> str:
+    jinja2 = extra("jinja2")
+    loader = jinja2.PackageLoader("lwdna.reporting", "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,  # of names above all, which come from the model
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": shown, "safe_svg": extra("markupsafe").Markup}
+    page: str = environment.get_template("report.html.j2").render(
+        dna=dna,
+        summary=_summary(dna),
+        cost_headers=COST_HEADERS,
+        costs=cost_rows(dna),
+        limits=[(m, amount(m, n), f"{dna.used[m]:.2%}") for m, n in dna.limits.items()],
+        sections=[_section(dna, name, figures) for name in FIGURES],
+        graphs=[
+            (found, inline_svg(figure, name, f"Dependency graph of {found.group}"))
+            for found, (name, figure) in graphs
+        ],
+        settings=[(name, json.dumps(value)) for name, value in dna.settings.items()],
+    )
+    return page
+
+
+def _section(dna: Dna, name: str, figures: Mapping[str, Figure]) -> Section:
+    title, caption = _TITLES[name]
+    svg = inline_svg(figures[name], name, title) if name in figures else None
+    return Section(name, title, caption, svg, missing(dna, name))
+
+
+def _summary(dna: Dna) -> list[tuple[str, str]]:
+    changed = [group for group in dna.groups if group.prunable]
+    shapes = ", ".join(" × ".join(map(str, shape)) for shape in dna.input_shapes)
+    return [
+        ("model", dna.model),
+        ("input", shapes),
+        ("criterion", dna.criterion),
+        ("widening", str(dna.widen)),
+        ("seed", str(dna.seed)),
+        ("channel groups", f"{len(changed)} could change, {len(dna.groups) - len(changed)} not"),
+        ("made with", ", ".join(f"{name} {v}" for name, v in dna.versions.items())),
+    ]

@@ -1,0 +1,365 @@
+"""Reports: one page that needs nothing else, figures that say what the DNA says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lwdna
+from lwdna.cost import Cost
+from lwdna.reporting.figures import FIGURES, by_block
+from lwdna.reporting.style import inline_svg, shortened
+from lwdna.tables import html_table
+from tests.toy_detector import batch, detector, step
+
+pytest.importorskip("matplotlib")
+
+#: No dot, which module names cannot have, and no quotation mark, which torch.fx cannot print.
+HOSTILE = "<script>alert('$x$ & $y$')<"
+X = torch.zeros(2, 3, 12, 12)
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Net(nn.Module):
+    """A residual network, one layer of which has a name that tries to be code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.body = nn.ModuleDict({HOSTILE: nn.Conv2d(16, 24, 3, padding=1)})
+        self.back = nn.Conv2d(24, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        x = x + self.back(F.relu(self.body[HOSTILE](x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Page(HTMLParser):
+    """Parses a page, and fails where an element is not closed, or closed by another's tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def net() -> Any:
+    torch.manual_seed(0)
+    return lwdna.shrink(Net(), 0.7, criterion="magnitude", example_inputs=X, progress=False)
+
+
+@pytest.fixture(scope="module")
+def dna(net: Any) -> lwdna.Dna:
+    return net.meta["lwdna"]
+
+
+def read(path: Path) -> Page:
+    """The page, checked: well formed, no script, and nothing that would be fetched."""
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert not re.search(r"https?:|//|@import|javascript:", text)
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)", text))
+    for name, value in page.attributes:
+        assert not name.startswith("on") and name not in ("src", "action", "data")
+        assert name != "href" or (value or "").startswith("#")
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'(?:href="|url\()#([^")]*)', text)
+    assert set(references) <= set(ids)
+    return page
+
+
+# --- the page ---
+
+
+def test_the_page_is_whole_and_has_every_name_escaped(net: Any, tmp_path: Path) -> None:
+    path = lwdna.report(net, tmp_path / "r.html", groups="*")
+    page, dna = read(path), net.meta["lwdna"]
+    said = set(page.text)
+    for group in dna.groups:
+        assert group.name in said
+    assert any(HOSTILE in group.name for group in dna.groups)
+    for layer in dna.findings.layers:
+        assert layer.path in said
+    for reasons in dna.findings.frozen.values():
+        assert all(reason in said for reason, _ in reasons)
+    for cost in (dna.before, dna.after):
+        assert {f"{cost.macs:,}", f"{cost.params:,}"} <= said
+    assert page.tags.count("svg") == len(FIGURES) + len(dna.groups)
+    assert path.stat().st_size < 40_000 * page.tags.count("svg")
+
+
+def test_the_same_network_gives_the_same_page(net: Any, tmp_path: Path) -> None:
+    pages = [lwdna.report(net, tmp_path / f"{k}.html", groups="stem") for k in range(2)]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_a_dna_alone_gives_all_but_dependency_graphs(dna: lwdna.Dna, tmp_path: Path) -> None:
+    again = lwdna.Dna.from_json(dna.to_json())
+    page = read(lwdna.report(again, tmp_path / "r.html"))
+    assert page.tags.count("svg") == len(FIGURES)
+    with pytest.raises(ValueError, match="pass the network"):
+        lwdna.report(again, tmp_path / "none.html", groups="stem")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_without_findings_the_page_says_what_is_missing(dna: lwdna.Dna, tmp_path: Path) -> None:
+    page = read(lwdna.report(replace(dna, findings=None), tmp_path / "r.html"))
+    assert page.tags.count("svg") == 1
+    assert sum("has no findings" in text for text in page.text) == 2
+    with pytest.raises(ValueError, match="'costs': This DNA has no findings"):
+        replace(dna, findings=None).plot("costs")
+
+
+def test_findings_of_other_widths_are_not_shown(dna: lwdna.Dna) -> None:
+    after = replace(dna.after, macs=dna.after.macs - 1)
+    with pytest.raises(ValueError, match="of other widths"):
+        replace(dna, after=after).plot("costs")
+    groups = [replace(g, width=g.width - g.prunable) for g in dna.groups]
+    with pytest.raises(ValueError, match="of other widths"):
+        replace(dna, groups=tuple(groups)).plot("saliency")
+
+
+def test_figures_go_to_files_on_request(dna: lwdna.Dna, tmp_path: Path) -> None:
+    lwdna.report(dna, tmp_path / "r.html", images="svg")
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["r.html", "r_costs.svg", "r_saliency.svg", "r_widths.svg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "r50"}, r"ends in \.html"),
+        ({"path": "nowhere/r.html"}, "there is no folder 'nowhere'"),
+        ({"groups": "layer9.*"}, "'layer9.*' matches no channel group"),
+        ({"images": "jpeg"}, "images='jpeg': one of 'png', 'svg'"),
+        ({"subject": nn.Linear(2, 2)}, "this Linear has no DNA"),
+    ],
+)
+def test_wrong_arguments_are_refused(net: Any, arguments: Any, message: str) -> None:
+    given = {"subject": net, "path": "r.html", **arguments}
+    with pytest.raises(ValueError, match=message):
+        lwdna.report(given.pop("subject"), given.pop("path"), **given)
+    assert not Path("r.html").exists()
+
+
+def test_a_report_of_nothing_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="a report of a str"):
+        lwdna.report("r50", "r.html")  # type: ignore[arg-type]
+
+
+def test_without_matplotlib_the_remedy_is_named(
+    dna: lwdna.Dna, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"need matplotlib: pip install 'lwdna\[report\]'"):
+        dna.plot()
+
+
+# --- the figures ---
+
+
+def heights(axes: Any) -> list[float]:
+    return [patch.get_height() for patch in axes.patches if hasattr(patch, "get_height")]
+
+
+def test_the_bars_are_the_widths(dna: lwdna.Dna) -> None:
+    absolute, relative = dna.plot("widths").axes
+    groups = [group for group in dna.groups if group.prunable]
+    assert heights(absolute) == [group.width for group in groups]
+    assert heights(relative) == pytest.approx([g.width / g.baseline for g in groups])
+    (before,) = [p for p in absolute.patches if not hasattr(p, "get_height")]
+    assert list(before.get_data().values) == [group.baseline for group in groups]
+
+
+def test_layers_and_blocks_add_up_to_the_costs(dna: lwdna.Dna) -> None:
+    assert dna.findings is not None
+    for most in (1, 3, 100):
+        blocks = by_block(dna.findings.layers, most)
+        for when, cost in enumerate((dna.before, dna.after)):
+            assert sum(block.macs[when] for block in blocks) == cost.macs
+            assert sum(block.params[when] for block in blocks) == cost.params
+
+
+def test_the_bars_are_the_costs(dna: lwdna.Dna) -> None:
+    assert dna.findings is not None
+    blocks = by_block(dna.findings.layers)
+    units = {"MACs, k": 1000, "params, k": 1000}
+    for axes, metric in zip(dna.plot("costs").axes, ("macs", "params"), strict=True):
+        drawn = [patch.get_width() * units[axes.get_xlabel()] for patch in axes.patches]
+        both = [getattr(block, metric)[when] for when in (0, 1) for block in blocks]
+        assert drawn == pytest.approx(both)
+        assert sum(drawn) == pytest.approx(dna.before[metric] + dna.after[metric])
+
+
+def test_a_layer_costs_what_it_computes(net: Any, dna: lwdna.Dna) -> None:
+    """Against the definition: 9 multiplications per pixel, input and output of a convolution."""
+    assert dna.findings is not None
+    layers = {layer.path: layer for layer in dna.findings.layers}
+    for when, network in enumerate((Net(), net)):
+        for path in ("stem", "back", "fc", f"body.{HOSTILE}"):
+            module = network.get_submodule(path)
+            pixels = 1 if path == "fc" else 12 * 12
+            assert layers[path].macs[when] == module.weight.numel() * pixels
+            assert layers[path].params[when] == sum(p.numel() for p in module.parameters())
+
+
+def test_the_histogram_and_the_quantiles_are_those_of_the_channels(dna: lwdna.Dna) -> None:
+    found = dna.findings
+    assert found is not None and found.histogram is not None
+    changing = [group for group in dna.groups if group.prunable]
+    assert sum(found.histogram.kept) == sum(group.width for group in changing)
+    total = sum(found.histogram.kept) + sum(found.histogram.removed)
+    assert total == sum(group.widened for group in changing)
+    assert list(found.saliency) == [group.name for group in changing]
+    assert found.histogram.least == pytest.approx(min(q[0] for q in found.saliency.values()), 1e-3)
+    assert found.histogram.most == pytest.approx(max(q[-1] for q in found.saliency.values()), 1e-3)
+    assert found.threshold is not None
+    above = np.array(found.histogram.edges[:-1]) > found.threshold
+    assert not np.array(found.histogram.removed)[above].any()  # one threshold for all
+    over_all, by_group = dna.plot("saliency").axes
+    stacked, kept = (patch.get_data().values for patch in over_all.patches)
+    assert list(kept) == list(found.histogram.kept)
+    assert list(stacked - kept) == list(found.histogram.removed)
+    medians = by_group.lines[0].get_ydata()
+    assert list(medians) == [q[2] for q in found.saliency.values()]
+
+
+def test_many_long_names_do_not_lose_their_numbers() -> None:
+    names = [f"features.stages.3.blocks.{k}.attention.projection.conv" for k in range(30)]
+    assert len({shortened(name) for name in names}) == 30
+    assert max(map(len, map(shortened, [*names, "x" * 500]))) <= 36
+    assert shortened("layer1.0.conv1") == "layer1.0.conv1"
+
+
+def test_mathematics_in_names_is_text(dna: lwdna.Dna) -> None:
+    assert dna.plot().axes[1].get_xticklabels()[1].get_text() == shortened(f"body.{HOSTILE}")
+    svg = inline_svg(dna.plot(), "w", "widths")
+    assert "$x$" in svg and "<script" not in svg
+
+
+# --- dependency graphs ---
+
+
+def test_a_dependency_graph_names_what_ties_its_group(net: Any, tmp_path: Path) -> None:
+    page = read(lwdna.report(net, tmp_path / "r.html", groups=["stem"]))
+    said = set(page.text)
+    assert {"stem", "bn", "back", f"body.{HOSTILE}", "fc"} <= said
+    assert {"convolution", "add"} <= said
+
+
+def test_choices_are_made_again_as_they_were(tmp_path: Path) -> None:
+    """Of the two heads of 24 channels, as few may be left as would make heads the longer axis."""
+    timm = pytest.importorskip("timm")
+    net = lwdna.shrink(
+        timm.create_model("test_vit"),
+        0.6,
+        criterion="random",
+        widen=1.0,
+        policy="outer",
+        example_inputs=torch.zeros(2, 3, 160, 160),
+        progress=False,
+    )
+    dna = net.meta["lwdna"]
+    heads = [g.name for g in dna.groups if "attn" in g.name and g.prunable]
+    assert heads and dna.findings.axes
+    page = read(lwdna.report(net, tmp_path / "r.html", groups=heads[0]))
+    assert heads[0] in set(page.text)
+
+
+def test_a_network_captured_in_parts_needs_its_inputs(tmp_path: Path) -> None:
+    data = batch()
+    net = lwdna.shrink(detector(), 0.8, data=[data], step_fn=step, widen=1.0, progress=False)
+    dna = net.meta["lwdna"]
+    page = read(lwdna.report(net, tmp_path / "r.html"))
+    assert page.tags.count("svg") == len(FIGURES)
+    with pytest.raises(ValueError, match="captured in parts.*pass the example_inputs"):
+        lwdna.report(net, tmp_path / "r.html", groups="stem.0")
+    page = read(lwdna.report(net, tmp_path / "r.html", groups="stem.0", example_inputs=data))
+    assert page.tags.count("svg") == len(FIGURES) + 1
+    assert sum(layer.macs[1] for layer in dna.findings.layers) == dna.after.macs
+    assert "head.tower.0" in {layer.path for layer in dna.findings.layers}
+
+
+# --- notebooks ---
+
+
+def test_objects_show_themselves_in_notebooks(net: Any, dna: lwdna.Dna) -> None:
+    graph = lwdna.analyse(net, X)
+    shown = [dna, graph, lwdna.explain(net, X), lwdna.Verification({"identity": "<b>equal</b>"})]
+    for value in shown:
+        page = Page(value._repr_html_())  # type: ignore[attr-defined]
+        assert "table" in page.tags and not {"script", "b"} & set(page.tags)
+    for value in shown[:3]:
+        said = Page(value._repr_html_()).text  # type: ignore[attr-defined]
+        assert any(HOSTILE in text for text in said)
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    page = Page(html_table(("a", "b"), [(f"row {k}", k) for k in range(200)], "A <line>."))
+    assert page.tags.count("tr") == 61
+    said = set(map(str.strip, page.text))
+    assert {"A <line>.", "The first 60 of 200 rows:", "row 59"} <= said
+    assert "row 60" not in said
+    assert Page(html_table(("a",), [])).tags.count("tr") == 1
+
+
+# --- the documentation ---
+
+
+def test_the_code_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "reports.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile("\n".join(blocks), str(page), "exec"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html",
+        "report_costs.png",
+        "report_group0.png",
+        "report_saliency.png",
+        "report_widths.png",
+        "widths.svg",
+    }
+
+
+def test_a_cost_without_macs_has_no_ratio(dna: lwdna.Dna) -> None:
+    bare = replace(dna, before=Cost(0, 0, 1, 0), after=Cost(0, 0, 1, 0))
+    assert "-" in map(str.strip, Page(bare._repr_html_()).text)
