@@ -24,6 +24,8 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 40
 #: A logarithmic histogram spans this many decades below the greatest saliency, at most.
 DECADES = 12
+_TINY = 1e-300
+_SAME = 1e-9  # saliencies that differ by less than this share are one bar
 
 
 @dataclass(frozen=True)
@@ -157,21 +159,27 @@ def _short(value: float) -> float:
 def _histogram(saliency: NDArray[np.float64], copies: Ids) -> Histogram | None:
     if not len(saliency):
         return None
-    least, most = float(saliency.min()), float(saliency.max())
-    log = least >= 0 and most > 0
-    if log:
-        least = max(float(saliency[saliency > 0].min()), most * 10.0**-DECADES)
-        least, most = (least, most) if least < most else (least / 2, most * 2)
-    else:
-        least, most = (least, most) if least < most else (least - 1, most + 1)
-    empty = Histogram(log, least, most, (), ())
+    # Beyond these, halves, doubles and differences of saliencies would no longer be numbers.
+    tame = np.where(np.abs(saliency) < _TINY, 0.0, np.clip(saliency, -1 / _TINY, 1 / _TINY))
+    empty = Histogram(*_range(tame), (), ())
     edges = empty.edges
-    inside = np.clip(saliency, edges[0], edges[-1])
+    inside = np.clip(tame, edges[0], edges[-1])
     kept, removed = (
         tuple(int(n) for n in np.histogram(inside[which], edges)[0])
         for which in (copies > 0, copies == 0)
     )
     return replace(empty, kept=kept, removed=removed)
+
+
+def _range(saliency: NDArray[np.float64]) -> tuple[bool, float, float]:
+    """(whether the bins are logarithmic, least, most); never an empty range."""
+    least, most = float(saliency.min()), float(saliency.max())
+    if least >= 0 and most > 0:
+        least = max(float(saliency[saliency > 0].min()), most * 10.0**-DECADES)
+        return (True, least, most) if least < most * (1 - _SAME) else (True, least / 2, most * 2)
+    size = max(abs(least), abs(most), 1.0)
+    wide = most - least > _SAME * size
+    return (False, least, most) if wide else (False, least - size, most + size)
 
 
 def _layers(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import lwdna
 from lwdna.cost import Cost
+from lwdna.reporting.dependencies import dependencies_in
 from lwdna.reporting.figures import FIGURES, by_block
 from lwdna.reporting.style import inline_svg, shortened
 from lwdna.tables import html_table
@@ -267,6 +268,11 @@ def test_many_long_names_do_not_lose_their_numbers() -> None:
     assert shortened("layer1.0.conv1") == "layer1.0.conv1"
 
 
+def test_line_breaks_in_names_are_replaced() -> None:
+    assert shortened("a\nb\x00") == "a\ufffdb\ufffd"
+    assert "<p>a\ufffdb</p>" in html_table(("x",), [], "a\nb")
+
+
 def test_mathematics_in_names_is_text(dna: lwdna.Dna) -> None:
     assert dna.plot().axes[1].get_xticklabels()[1].get_text() == shortened(f"body.{HOSTILE}")
     svg = inline_svg(dna.plot(), "w", "widths")
@@ -283,23 +289,28 @@ def test_a_dependency_graph_names_what_ties_its_group(net: Any, tmp_path: Path) 
     assert {"convolution", "add"} <= said
 
 
-def test_choices_are_made_again_as_they_were(tmp_path: Path) -> None:
-    """Of the two heads of 24 channels, as few may be left as would make heads the longer axis."""
-    timm = pytest.importorskip("timm")
+class Grouped(nn.Module):
+    """Eight groups of 16 channels: what ``"auto"`` prunes within groups, until fewer are left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(3, 128, 1), nn.Conv2d(128, 10, 1)
+        self.grouped = nn.Conv2d(128, 128, 3, padding=1, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.grouped(self.before(x)).relu()).mean((2, 3))
+
+
+def test_choices_are_made_again_as_they_were() -> None:
+    torch.manual_seed(0)
     net = lwdna.shrink(
-        timm.create_model("test_vit"),
-        0.6,
-        criterion="random",
-        widen=1.0,
-        policy="outer",
-        example_inputs=torch.zeros(2, 3, 160, 160),
-        progress=False,
+        Grouped(), 0.2, criterion="random", widen=1.0, example_inputs=X, progress=False
     )
     dna = net.meta["lwdna"]
-    heads = [g.name for g in dna.groups if "attn" in g.name and g.prunable]
-    assert heads and dna.findings.axes
-    page = read(lwdna.report(net, tmp_path / "r.html", groups=heads[0]))
-    assert heads[0] in set(page.text)
+    widths = {group.name: group.width for group in dna.groups if group.prunable}
+    assert min(widths.values()) < 8  # "auto" would now take the groups, of which there are more
+    found = dependencies_in(net, dna, list(widths), None)
+    assert {d.group: d.width for d in found} == widths
 
 
 def test_a_network_captured_in_parts_needs_its_inputs(tmp_path: Path) -> None:
@@ -308,7 +319,7 @@ def test_a_network_captured_in_parts_needs_its_inputs(tmp_path: Path) -> None:
     dna = net.meta["lwdna"]
     page = read(lwdna.report(net, tmp_path / "r.html"))
     assert page.tags.count("svg") == len(FIGURES)
-    with pytest.raises(ValueError, match="captured in parts.*pass the example_inputs"):
+    with pytest.raises(ValueError, match=r"captured in parts.*pass the example_inputs"):
         lwdna.report(net, tmp_path / "r.html", groups="stem.0")
     page = read(lwdna.report(net, tmp_path / "r.html", groups="stem.0", example_inputs=data))
     assert page.tags.count("svg") == len(FIGURES) + 1

@@ -132,11 +132,11 @@ def dependencies(graph: ChannelGraph, group: ChannelGroup) -> Dependencies:
     slots: dict[str, list[Slot]] = {}
     for slot, owner in owners.items():
         slots.setdefault(owner, []).append(slot)
-    ties = {
-        Tie(*sorted((owners[a], owners[b])), op=cause["op"], node=cause["node"]): None
-        for (a, _), (b, _), cause in tied.edges(data=True)
-        if owners[a] != owners[b]
-    }
+    ties: dict[Tie, None] = {}
+    for (a, _), (b, _), cause in tied.edges(data=True):
+        first, second = sorted((owners[a], owners[b]))
+        if first != second:
+            ties[Tie(first, second, cause["op"], cause["node"])] = None
     members = tuple(
         Member(name, tuple(_short(s) for s in own), _role(graph, own))
         for name, own in slots.items()
@@ -170,13 +170,12 @@ def draw_dependencies(found: Dependencies) -> Figure:
 
     An arc diagram has room for every name, however many there are; a free layout has not.
     """
-    figure = new_figure(1.0 + 0.24 * len(found.members))
+    operators = dict.fromkeys(tie.op for tie in found.ties)
+    rows = max(len(found.members), len(operators) + len(_COLOURS))
+    figure = new_figure(0.5 + 0.24 * rows)
     axes = figure.subplots()
     row = {member.name: -k for k, member in enumerate(found.members)}
-    colour = {
-        op: _OPERATORS[k % len(_OPERATORS)]
-        for k, op in enumerate(dict.fromkeys(tie.op for tie in found.ties))
-    }
+    colour = {op: _OPERATORS[k % len(_OPERATORS)] for k, op in enumerate(operators)}
     tallest = max([abs(row[tie.a] - row[tie.b]) for tie in found.ties], default=1)
     for tie in found.ties:
         reach = -0.15 - 0.85 * abs(row[tie.a] - row[tie.b]) / tallest
@@ -188,7 +187,7 @@ def draw_dependencies(found: Dependencies) -> Figure:
         text += f" and {len(member.slots) - 4} more" if len(member.slots) > 4 else ""
         axes.text(0.05, y, text, va="center", fontsize=8, color=INK, parse_math=False)
     _legends(axes, colour, {member.role for member in found.members})
-    axes.set(xlim=(-1.05, 2.4), ylim=(-len(found.members) + 0.4, 0.6))
+    axes.set(xlim=(-1.05, 2.4), ylim=(0.4 - rows, 0.6))
     axes.set_axis_off()
     return figure
 
@@ -207,7 +206,9 @@ def _legends(axes: Any, operators: dict[str, str], roles: set[Role]) -> None:
         for role, c in _COLOURS.items()
         if role in roles
     ]
-    marks += [line([], [], color=c, label=f"tied by {shortened(op)}") for op, c in operators.items()]
+    marks += [
+        line([], [], color=c, label=f"tied by {shortened(op)}") for op, c in operators.items()
+    ]
     legend = axes.legend(handles=marks, loc="upper right", frameon=False, fontsize=8)
     for text in legend.get_texts():
         text.set(color=INK, parse_math=False)

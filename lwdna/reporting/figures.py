@@ -103,7 +103,7 @@ def widths(dna: Dna) -> Figure:
 
 
 def saliency(dna: Dna) -> Figure:
-    """The distribution of saliencies over all channels and within each group, with the threshold."""
+    """Saliencies over all channels and within each group, with the threshold."""
     found = dna.findings
     assert found is not None and found.histogram is not None
     histogram = found.histogram
