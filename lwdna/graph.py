@@ -146,7 +146,7 @@ class ChannelGraph:
 
     def _repr_html_(self) -> str:
         rows = [
-            (g.name, g.width, len(g.slots), "yes" if g.prunable else g.reasons[0][0])
+            (g.name, g.width, len(g.slots), "yes" if g.prunable else _why(g))
             for g in self.groups
             if g.slots
         ]
@@ -369,6 +369,10 @@ class ChannelGraph:
                 for path, calls in self.calls.items()
             },
         )
+
+
+def _why(group: ChannelGroup) -> str:
+    return next((reason for reason, _ in group.reasons), "no")
 
 
 def channels_in(tree: Any) -> list[TensorChannels]:
