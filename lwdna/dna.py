@@ -85,6 +85,8 @@ class Dna:
             raise DnaError("a DNA with two groups of one name")
         if sum(group.widened for group in self.groups) > MOST_UNITS:
             raise DnaError(f"a DNA of more than {MOST_UNITS:,} units")
+        if self.findings is not None:
+            self.findings.check(self.groups, self.before, self.after)
 
     @property
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -22,8 +22,8 @@ from lwdna import weights
 from lwdna.dna import Dna
 from lwdna.errors import DnaError, SourceError
 from lwdna.fx_passes.likeness import differences
-from lwdna.fx_passes.regions import is_captured, meta_of
-from lwdna.rebuilding import structure
+from lwdna.fx_passes.regions import meta_of
+from lwdna.rebuilding import dna_of, structure
 from lwdna.source import ModelSource
 from lwdna.strict_json import MOST_CHARACTERS
 
@@ -75,7 +75,7 @@ def store(
     example_inputs: Any = None,
 ) -> None:
     """:func:`save`, with a name for the file of the DNA."""
-    dna = _dna_of(net)
+    dna = dna_of(net)
     if source is not None:
         own = ModelSource.of(source) if isinstance(source, str) else source
         dna = replace(dna, source=own)
@@ -138,16 +138,6 @@ def load(
     net = weights.filled(blank, folder / WEIGHTS, state, device)
     meta_of(net)["lwdna"] = dna
     return net
-
-
-def _dna_of(net: nn.Module) -> Dna:
-    dna = meta_of(net).get("lwdna") if is_captured(net) else None
-    if not isinstance(dna, Dna):
-        raise DnaError(
-            f"this {type(net).__name__} has no DNA: save what lwdna.shrink returned; of a wrapper "
-            "what it wraps (net.module, net._orig_mod)"
-        )
-    return dna
 
 
 def _check_rebuilt(net: nn.Module, dna: Dna, source: ModelSource, example_inputs: Any) -> bool:

@@ -6,17 +6,19 @@ into the :class:`lwdna.Dna`, because none of it can be worked out from the resul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import isfinite
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lwdna.channels import Ids
-from lwdna.cost import METRICS
+from lwdna.cost import METRICS, Cost
+from lwdna.errors import DnaError
 from lwdna.graph import ChannelGraph
+from lwdna.group_width import GroupWidth
 from lwdna.selection import Selection
 
 #: The shares of a group's units that lie below the five numbers kept of its saliencies.
@@ -36,11 +38,18 @@ class LayerCost:
         path: of the module; ``""`` is the network itself.
         macs: multiply-accumulates (before, after).
         params: parameter entries (before, after).
+
+    Raises:
+        DnaError: a negative figure.
     """
 
     path: str
     macs: tuple[int, int]
     params: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(*self.macs, *self.params) < 0:
+            raise DnaError(f"layer {self.path[:60]!r} costs less than nothing")
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,9 @@ class Histogram:
         most: where the last one ends.
         kept: units that stayed, by bin, (bins,).
         removed: units that went, by bin, (bins,).
+
+    Raises:
+        DnaError: an empty or impossible range, or other bins than :data:`BINS`.
     """
 
     log: bool
@@ -61,6 +73,13 @@ class Histogram:
     most: float
     kept: tuple[int, ...]
     removed: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.least < self.most or (self.log and self.least <= 0):
+            raise DnaError(f"no histogram from {self.least} to {self.most}, log={self.log}")
+        for counts in (self.kept, self.removed):
+            if len(counts) != BINS or min(counts) < 0:
+                raise DnaError(f"a histogram needs {BINS} counts, none of them negative")
 
     @property
     def edges(self) -> NDArray[np.float64]:
@@ -83,6 +102,9 @@ class Findings:
         frozen: group that could not change -> the (reason, node) pairs.
         axes: node of a choice point -> the axis that could change, as a policy that decides so
             again (:attr:`lwdna.ChannelGraph.policy`).
+
+    Raises:
+        DnaError: quantiles that descend, or are others than :data:`QUANTILES`.
     """
 
     saliency: Mapping[str, tuple[float, ...]]
@@ -91,6 +113,39 @@ class Findings:
     layers: tuple[LayerCost, ...]
     frozen: Mapping[str, tuple[tuple[str, str], ...]]
     axes: Mapping[str, str | int]
+
+    def __post_init__(self) -> None:
+        for name, numbers in self.saliency.items():
+            if len(numbers) != len(QUANTILES) or any(a > b for a, b in pairwise(numbers)):
+                raise DnaError(f"saliencies of {name[:60]!r}: {len(QUANTILES)} ascending numbers")
+
+    def check(self, groups: Sequence[GroupWidth], before: Cost, after: Cost) -> None:
+        """Refuse findings that are of other widths or costs than these.
+
+        Args:
+            groups: all groups of the DNA.
+            before: cost of the given network.
+            after: cost of the result.
+
+        Raises:
+            DnaError: they contradict the findings.
+        """
+        free = [group for group in groups if group.prunable]
+        fixed = {group.name for group in groups if not group.prunable}
+        if self.saliency.keys() != {g.name for g in free} or self.frozen.keys() != fixed:
+            raise DnaError("the findings are of other channel groups than the DNA's")
+        counts = self.histogram or Histogram(False, 0.0, 1.0, (0,) * BINS, (0,) * BINS)
+        widths = sum(counts.kept), sum(counts.kept) + sum(counts.removed)
+        if widths != (sum(g.width for g in free), sum(g.widened for g in free)):
+            raise DnaError("the findings are of other widths than the DNA's: set findings=None")
+        for metric in ("macs", "params"):
+            found = tuple(sum(getattr(c, metric)[k] for c in self.layers) for k in (0, 1))
+            if found != (before[metric], after[metric]):
+                raise DnaError(
+                    f"the findings' layers have {found[0]:,} {metric} before and {found[1]:,} "
+                    f"after, and the DNA says {before[metric]:,} and {after[metric]:,}: it was "
+                    "changed; set findings=None"
+                )
 
     @classmethod
     def of(
@@ -126,31 +181,6 @@ class Findings:
             axes=dict(graph.policy),
         )
 
-    @classmethod
-    def from_plain(cls, data: Any) -> Findings:
-        """The findings from what JSON gives of them.
-
-        Raises:
-            TypeError, KeyError: fields are missing, or there are others.
-            ValueError: a field is of another kind than it must be.
-        """
-        if not isinstance(data, dict):
-            raise TypeError(f"findings of type {type(data).__name__}, not an object")
-        plain = dict(data)
-        for name, numbers in _items(plain, "saliency"):
-            plain["saliency"][name] = _numbers(numbers, len(QUANTILES), "saliency")
-        if plain["histogram"] is not None:
-            plain["histogram"] = _read_histogram(plain["histogram"])
-        if plain["threshold"] is not None:
-            (plain["threshold"],) = _numbers([plain["threshold"]], 1, "threshold")
-        plain["layers"] = tuple(map(_read_layer, plain["layers"]))
-        for name, reasons in _items(plain, "frozen"):
-            plain["frozen"][name] = tuple(_texts(pair, 2, "frozen") for pair in reasons)
-        for _, axis in _items(plain, "axes"):
-            if isinstance(axis, bool) or not isinstance(axis, (str, int)):
-                raise ValueError(f"findings: axes: {axis!r} is no axis")
-        return cls(**plain)
-
 
 def _short(value: float) -> float:
     return float(f"{value:.4g}")
@@ -161,7 +191,7 @@ def _histogram(saliency: NDArray[np.float64], copies: Ids) -> Histogram | None:
         return None
     # Beyond these, halves, doubles and differences of saliencies would no longer be numbers.
     tame = np.where(np.abs(saliency) < _TINY, 0.0, np.clip(saliency, -1 / _TINY, 1 / _TINY))
-    empty = Histogram(*_range(tame), (), ())
+    empty = Histogram(*_range(tame), (0,) * BINS, (0,) * BINS)
     edges = empty.edges
     inside = np.clip(tame, edges[0], edges[-1])
     kept, removed = (
@@ -206,49 +236,3 @@ def _layers(
         for path, a, b, c, d in zip(paths, *found.reshape(4, -1), strict=True)
         if a or b or c or d
     )
-
-
-def _items(data: dict[str, Any], field: str) -> list[tuple[str, Any]]:
-    """The entries of a mapping, which is copied: what was read stays as it is."""
-    if not isinstance(data[field], dict):
-        raise ValueError(f"findings: {field} is no object")
-    data[field] = dict(data[field])
-    return list(data[field].items())
-
-
-def _numbers(values: Any, length: int, field: str) -> tuple[float, ...]:
-    good = isinstance(values, list) and len(values) == length
-    if not good or not all(type(v) in (int, float) and isfinite(v) for v in values):
-        raise ValueError(f"findings: {field}: {length} finite numbers are expected")
-    return tuple(float(v) for v in values)
-
-
-def _counts(values: Any, length: int, field: str) -> tuple[int, ...]:
-    good = isinstance(values, list) and len(values) == length
-    if not good or not all(type(v) is int and v >= 0 for v in values):
-        raise ValueError(f"findings: {field}: {length} counts are expected")
-    return tuple(values)
-
-
-def _texts(values: Any, length: int, field: str) -> Any:
-    good = isinstance(values, list) and len(values) == length
-    if not good or not all(isinstance(v, str) for v in values):
-        raise ValueError(f"findings: {field}: {length} texts are expected")
-    return tuple(values)
-
-
-def _read_histogram(data: Any) -> Histogram:
-    read = Histogram(**data)
-    least, most = _numbers([read.least, read.most], 2, "histogram")
-    if type(read.log) is not bool or least >= most or (read.log and least <= 0):
-        raise ValueError(f"findings: no histogram from {least} to {most}, log={read.log!r}")
-    kept, removed = (_counts(c, BINS, "histogram") for c in (read.kept, read.removed))
-    return Histogram(read.log, least, most, kept, removed)
-
-
-def _read_layer(data: Any) -> LayerCost:
-    read = LayerCost(**data)
-    if not isinstance(read.path, str):
-        raise ValueError(f"findings: layers: path {read.path!r} is no text")
-    macs, params = (_counts(c, 2, "layers") for c in (read.macs, read.params))
-    return LayerCost(read.path, (macs[0], macs[1]), (params[0], params[1]))

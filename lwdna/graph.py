@@ -10,62 +10,21 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from lwdna import copies as arithmetic
 from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
 from lwdna.cost import Cost, CostModel, Term
 from lwdna.errors import ConstraintError
 from lwdna.tables import html_table
+from lwdna.tensor_channels import TensorChannels, WeightRole
 
 Copies = Ids
 #: Reason of a group that :meth:`ChannelGraph.freeze` froze; its "node" is the pattern.
 FROZEN_BY_USER = "frozen by the user"
 #: (slot, slot, group, node, operator): the group's units in both slots are coupled there.
 Link = tuple[Slot, Slot, int, str, str]
-
-
-@dataclass(frozen=True)
-class TensorChannels:
-    """Shape, channel vectors and dtype of one activation."""
-
-    shape: tuple[int, ...]
-    vectors: Vectors
-    dtype: torch.dtype = torch.float32
-
-    def empty(self) -> torch.Tensor:
-        """A meta tensor of this shape and dtype."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
-
-    def resized(self, copies: Ids) -> TensorChannels:
-        """The same with the new shape under ``copies`` (units,), and no vectors."""
-        shape = (
-            n if v is None else int(copies[v].sum())
-            for n, v in zip(self.shape, self.vectors, strict=True)
-        )
-        return replace(self, shape=tuple(shape), vectors=(None,) * len(self.shape))
-
-
-@dataclass(frozen=True)
-class WeightRole:
-    """Which dimensions of a weight are its outputs and inputs (conv, transposed conv, linear).
-
-    Attributes:
-        out_dim: dimension of the output channels.
-        in_dim: dimension of the input channels (per group; of all groups for a transposed
-            convolution).
-        kernel: number of kernel positions (1 for linear).
-        classifier: True if the outputs are the network's outputs.
-        node: the graph node that first uses the weight.
-    """
-
-    out_dim: int
-    in_dim: int
-    kernel: int
-    classifier: bool = False
-    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -373,8 +332,3 @@ class ChannelGraph:
 
 def _why(group: ChannelGroup) -> str:
     return next((reason for reason, _ in group.reasons), "no")
-
-
-def channels_in(tree: Any) -> list[TensorChannels]:
-    """The :class:`TensorChannels` of a pytree, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, TensorChannels)]

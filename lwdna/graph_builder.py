@@ -15,7 +15,8 @@ from lwdna.channels import ChannelSpace, Ids, Slot, Vector, Vectors
 from lwdna.choices import settle
 from lwdna.copies import is_product
 from lwdna.cost import Term
-from lwdna.graph import ChannelGraph, ChannelGroup, Link, TensorChannels, WeightRole
+from lwdna.graph import ChannelGraph, ChannelGroup, Link
+from lwdna.tensor_channels import TensorChannels, WeightRole
 
 
 def build_graph(

@@ -19,7 +19,7 @@ from lwdna.errors import DnaError, LwdnaError, SourceError
 from lwdna.example import remade
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
-from lwdna.fx_passes.regions import meta_of, tensors_in
+from lwdna.fx_passes.regions import is_captured, meta_of, tensors_in
 from lwdna.fx_passes.reinitialise import reinitialise
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.shrink import shrink_graph
@@ -141,6 +141,21 @@ def _in_two_steps(origin: Origin, wide_graph: ChannelGraph, copies: Copies, seed
     return shrink_graph(wide, wide_graph, copies)
 
 
+def dna_of(net: nn.Module) -> Dna:
+    """The DNA of a network that :func:`lwdna.shrink`, :func:`rebuild` or :func:`lwdna.load` made.
+
+    Raises:
+        DnaError: it has none.
+    """
+    dna = meta_of(net).get("lwdna") if is_captured(net) else None
+    if not isinstance(dna, Dna):
+        raise DnaError(
+            f"this {type(net).__name__} has no DNA: pass what lwdna.shrink returned; of a wrapper "
+            "what it wraps (net.module, net._orig_mod)"
+        )
+    return dna
+
+
 def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
     """The original of a DNA, without values where it need not run to be captured.
 
@@ -156,7 +171,7 @@ def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
         raise SourceError(
             f"the DNA does not tell how its {dna.model} is constructed: pass the model"
         )
-    if all(t.is_meta for t in tensors_in(_inputs(dna))):
+    if all(t.is_meta for t in tensors_in(inputs_of(dna))):
         model = without_values(partial(build, dna.source, trust=trust))
     else:  # a network that is captured in parts
         with torch.random.fork_rng(devices=[]):
@@ -166,8 +181,16 @@ def construct_for(dna: Dna, trust: Sequence[str] = ()) -> nn.Module:
     return model
 
 
-def _inputs(dna: Dna) -> Any:
-    return remade({"tuple": list(dna.inputs)})
+def inputs_of(dna: Dna) -> tuple[Any, ...]:
+    """The inputs that the costs of a DNA are counted for, made again.
+
+    Tensors without values; of a network that was captured in parts noise of the same kind.
+
+    Raises:
+        DnaError: they cannot be made again.
+    """
+    inputs: tuple[Any, ...] = remade({"tuple": list(dna.inputs)})
+    return inputs
 
 
 def originate(model: nn.Module, dna: Dna, example_inputs: Any = None) -> Origin:
@@ -181,7 +204,7 @@ def originate(model: nn.Module, dna: Dna, example_inputs: Any = None) -> Origin:
     Raises:
         DnaError: the groups are not the DNA's.
     """
-    inputs = _inputs(dna) if example_inputs is None else example_inputs
+    inputs = inputs_of(dna) if example_inputs is None else example_inputs
     choices = {key: dna.settings.get(key) for key in ("policy", "outputs")}
     captured = capture(model, inputs)
     try:

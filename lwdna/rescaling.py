@@ -89,6 +89,7 @@ def rescale(
         settings={**dna.settings, "scaled": factors[low]},
         before=replace(origin.graph.cost(), latency=dna.before.latency),
         after=after,
+        findings=None,  # they are of the search, which chose other widths
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from lwdna import output_channels
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.outputs import freed
 from lwdna.graph import ChannelGraph
+from tests.documents import run_page
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -227,13 +226,8 @@ def test_choices_that_cannot_be_made_are_refused() -> None:
 
 
 def test_the_code_of_the_documentation_runs() -> None:
-    page = Path(__file__).parents[1] / "docs" / "backbones.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
-    code = "\n".join(blocks).replace("resnet50", "resnet18").replace("224", "64")
-    names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(compile(code, str(page), "exec"), names)
+    names = run_page("docs/backbones.md", {"resnet50": "resnet18", "224": "64"})
     dnas = {key: value.meta["lwdna"] for key, value in names.items() if "lwdna" in meta_of(value)}
     assert list(dnas) == ["fixed", "free", "fixed_maps", "free_maps", "slim", "narrow"]
     for dna in dnas.values():

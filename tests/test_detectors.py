@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -16,15 +12,13 @@ from benchmarks.zoo.shares import figures
 from lwdna.fx_passes import verify
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from tests.documents import run_page
 from tests.toy_detector import losses, step
 
 
 def test_the_code_of_the_documentation_runs() -> None:
-    page = Path(__file__).parents[1] / "docs" / "regions.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(compile(code, str(page), "exec"), names)
+    names = run_page("docs/regions.md")
     dna = names["small"].meta["lwdna"]
     assert dna.after.macs <= 0.7 * dna.before.macs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 import lwdna
 from lwdna.findings import BINS, DECADES, Findings, _histogram
+from lwdna.group_width import group_widths
 from lwdna.selection import select
+from lwdna.strict_json import build
 from tests.scoring.networks import Residual
 from tests.toys import graph_of, toy
 
@@ -53,7 +55,7 @@ def test_a_network_that_cannot_change_has_no_histogram() -> None:
     selection = lwdna.Selection(graph.keep_all(), graph.cost(), {}, float("inf"))
     findings = Findings.of(graph, graph, np.zeros(graph.units), selection, {})
     assert findings.histogram is None and findings.threshold is None
-    assert Findings.from_plain(plain(findings)) == findings
+    assert read(plain(findings)) == findings
 
 
 @given(
@@ -77,28 +79,34 @@ def plain(findings: Findings) -> Any:
     return json.loads(json.dumps(asdict(findings)))
 
 
+def read(data: Any) -> Findings:
+    found: Findings = build(Findings, data, "findings")
+    return found
+
+
 def test_json_gives_the_same_findings() -> None:
     findings, _, _ = found()
-    assert Findings.from_plain(plain(findings)) == findings
+    assert read(plain(findings)) == findings
 
 
 DAMAGE = [
     ("saliency", []),
     ("saliency", {"conv": [1, 2, 3, 4]}),
-    ("saliency", {"conv": [1, 2, 3, 4, float("nan")]}),
+    ("saliency", {"conv": [1, 2, 3, 4, 3]}),
     ("saliency", {"conv": ["1"] * 5}),
-    ("threshold", float("inf")),
     ("threshold", "0"),
     ("histogram", []),
     ("histogram", {"log": True}),
     ("histogram.least", 0.0),
     ("histogram.most", -1.0),
+    ("histogram.least", float("nan")),
     ("histogram.log", 1),
     ("histogram.kept", [1] * (BINS - 1)),
     ("histogram.kept", [-1] * BINS),
     ("histogram.removed", [True] * BINS),
     ("layers", [{"path": 3, "macs": [1, 1], "params": [1, 1]}]),
     ("layers", [{"path": "a", "macs": [1], "params": [1, 1]}]),
+    ("layers", [{"path": "a", "macs": [1, -1], "params": [1, 1]}]),
     ("layers", [{"path": "a", "macs": [1, 1.5], "params": [1, 1]}]),
     ("layers", 3),
     ("frozen", {"conv": [["why"]]}),
@@ -115,9 +123,29 @@ def test_damaged_findings_are_refused(field: str, value: Any) -> None:
     changed = deepcopy(data)
     *path, last = field.split(".")
     (changed[path[0]] if path else changed)[last] = value
-    with pytest.raises((ValueError, TypeError, KeyError)):
-        Findings.from_plain(changed)
-    missing = {key: entry for key, entry in data.items() if key != "layers"}
-    with pytest.raises((ValueError, TypeError, KeyError)):
-        Findings.from_plain(missing)
-    assert Findings.from_plain(data)  # what was read stays as it was
+    with pytest.raises(lwdna.DnaError):
+        read(changed)
+    assert read(data)
+
+
+def test_findings_of_other_widths_or_costs_are_refused() -> None:
+    findings, wide, selection = found()
+    graph = graph_of(Residual)
+    groups = group_widths(graph, wide, selection.copies)
+    before, after = graph.cost(), selection.cost
+    findings.check(groups, before, after)
+    free = next(k for k, group in enumerate(groups) if group.prunable)
+    fewer = replace(groups[free], width=groups[free].width - 1, kept=groups[free].kept[1:])
+    for others, message in (
+        ([*groups[:free], fewer, *groups[free + 1 :]], "of other widths"),
+        ([*groups[:free], *groups[free + 1 :]], "of other channel groups"),
+        ([replace(g, prunable=True) for g in groups], "of other channel groups"),
+    ):
+        with pytest.raises(lwdna.DnaError, match=message):
+            findings.check(others, before, after)
+    for costs in (
+        (before, replace(after, macs=after.macs - 1)),
+        (replace(before, params=1), after),
+    ):
+        with pytest.raises(lwdna.DnaError, match="the DNA says"):
+            findings.check(groups, *costs)

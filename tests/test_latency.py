@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from lwdna.fx_passes.widen import widen_copies
 from lwdna.latency.fit import fit_operator
 from lwdna.latency.sizes import amounts, operator_sizes
 from lwdna.latency.table import OperatorLatency, Setting
+from tests.documents import run_page
 
 LATENCY = OperatorLatency(fixed=2e-8, per_written=3e-10, per_read=1e-10, per_mac=5e-12)
 SETTING = Setting("cpu", 1, "float32", ((2, 3, 32, 32),), False, 1, 16, 5, 0, {"torch": "2"})
@@ -167,10 +167,8 @@ def test_nodes_and_network_are_timed(network: Measured) -> None:
 def test_the_code_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = Path(__file__).parents[1] / "docs" / "latency.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, str(page), "exec"), {})
+    run_page("docs/latency.md")
     before, after = map(float, capsys.readouterr().out.split())
     assert 0 < after <= 0.9 * before
 

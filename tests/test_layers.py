@@ -39,6 +39,7 @@ FORBIDDEN = {
     "lwdna.dna": ("lwdna.fx_passes", "lwdna.scoring"),
     "lwdna.rebuilding": ("lwdna.scoring", "lwdna.api", "lwdna.files"),
     "lwdna.findings": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.dna"),
+    "lwdna.tensor_channels": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),
     "lwdna.tables": ("lwdna.fx_passes", "lwdna.scoring", "lwdna.graph"),
     "lwdna.fx_passes": (
         "lwdna.scoring",

@@ -25,6 +25,7 @@ from lwdna.graph import ChannelGraph
 from lwdna.recipes import Complexity, Recipe
 from lwdna.scoring import ScoringContext
 from lwdna.width_rules import resolve
+from tests.documents import run_page
 
 NAMES = recipes.names()
 #: The activations that are counted.
@@ -401,7 +402,5 @@ def test_every_recipe_shrinks_its_network(name: str, criterion: str) -> None:
 
 
 def test_the_code_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    block = block.replace("recipes.names()", "recipes.names()[-2:]")
-    exec(compile(block, str(PAGE), "exec"), {})
+    run_page("docs/recipes.md", {"recipes.names()": "recipes.names()[-2:]"})
     assert "{'flops_paper': 0.8999, 'params': 0.9028}" in capsys.readouterr().out

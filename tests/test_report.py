@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lwdna
@@ -20,61 +17,11 @@ from lwdna.reporting.dependencies import dependencies_in
 from lwdna.reporting.figures import FIGURES, by_block
 from lwdna.reporting.style import inline_svg, shortened
 from lwdna.tables import html_table
+from tests.documents import run_page
+from tests.report_pages import HOSTILE, Net, Page, X, read
 from tests.toy_detector import batch, detector, step
 
 pytest.importorskip("matplotlib")
-
-#: No dot, which module names cannot have, and no quotation mark, which torch.fx cannot print.
-HOSTILE = "<script>alert('$x$ & $y$')<"
-X = torch.zeros(2, 3, 12, 12)
-VOID = {"meta", "br", "hr", "img", "link", "input"}
-
-
-class Net(nn.Module):
-    """A residual network, one layer of which has a name that tries to be code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.body = nn.ModuleDict({HOSTILE: nn.Conv2d(16, 24, 3, padding=1)})
-        self.back = nn.Conv2d(24, 16, 3, padding=1)
-        self.fc = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.stem(x)))
-        x = x + self.back(F.relu(self.body[HOSTILE](x)))
-        return self.fc(x.mean((2, 3)))
-
-
-class Page(HTMLParser):
-    """Parses a page, and fails where an element is not closed, or closed by another's tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +33,6 @@ def net() -> Any:
 @pytest.fixture(scope="module")
 def dna(net: Any) -> lwdna.Dna:
     return net.meta["lwdna"]
-
-
-def read(path: Path) -> Page:
-    """The page, checked: well formed, no script, and nothing that would be fetched."""
-    text = path.read_text(encoding="utf-8")
-    page = Page(text)
-    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
-    assert not re.search(r"https?:|//|@import|javascript:", text)
-    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)", text))
-    for name, value in page.attributes:
-        assert not name.startswith("on") and name not in ("src", "action", "data")
-        assert name != "href" or (value or "").startswith("#")
-    ids = [value for name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-    references = re.findall(r'(?:href="|url\()#([^")]*)', text)
-    assert set(references) <= set(ids)
-    return page
 
 
 # --- the page ---
@@ -145,15 +75,6 @@ def test_without_findings_the_page_says_what_is_missing(dna: lwdna.Dna, tmp_path
     assert sum("has no findings" in text for text in page.text) == 2
     with pytest.raises(ValueError, match="'costs': This DNA has no findings"):
         replace(dna, findings=None).plot("costs")
-
-
-def test_findings_of_other_widths_are_not_shown(dna: lwdna.Dna) -> None:
-    after = replace(dna.after, macs=dna.after.macs - 1)
-    with pytest.raises(ValueError, match="of other widths"):
-        replace(dna, after=after).plot("costs")
-    groups = [replace(g, width=g.width - g.prunable) for g in dna.groups]
-    with pytest.raises(ValueError, match="of other widths"):
-        replace(dna, groups=tuple(groups)).plot("saliency")
 
 
 def test_figures_go_to_files_on_request(dna: lwdna.Dna, tmp_path: Path) -> None:
@@ -356,11 +277,9 @@ def test_a_long_table_is_cut_and_says_so() -> None:
 def test_the_code_of_the_documentation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = Path(__file__).parents[1] / "docs" / "reports.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(compile("\n".join(blocks), str(page), "exec"), {})
+    run_page("docs/reports.md")
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.html",
         "report_costs.png",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import lwdna
 from lwdna.fx_passes import literals, modules, verify
 from lwdna.fx_passes.rules import registry
 from lwdna.graph import ChannelGraph
+from tests.documents import run_page
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -289,11 +289,8 @@ def test_wrong_declarations_are_refused() -> None:
 
 
 def test_the_code_of_the_documentation_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(compile("\n".join(blocks), str(PAGE), "exec"), names)
+    names = run_page("docs/support.md")
     assert "docs.scale.default has no channel rule" in str(names["without_rule"])
     assert len(names["with_rule"].statements) == 7
     assert prunable(names["Scaled"]()) == {"up"}

@@ -24,9 +24,10 @@ from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
 from lwdna.fx_passes.trees import tree_map
-from lwdna.graph import ChannelGraph, TensorChannels, WeightRole
+from lwdna.graph import ChannelGraph
 from lwdna.graph_builder import build_graph
 from lwdna.inputs import as_arguments
+from lwdna.tensor_channels import TensorChannels, WeightRole
 
 #: The activations that the paper's counter sees: objects of these classes (METHOD §4 names the
 #: first; the authors' released counter has all five).

@@ -23,7 +23,7 @@ from lwdna.fx_passes.composites import primitive
 from lwdna.fx_passes.kernels import KERNELS
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.fx_passes.trees import tree_leaves
-from lwdna.graph import TensorChannels, WeightRole
+from lwdna.tensor_channels import TensorChannels, WeightRole
 
 
 class ChannelMode(TorchDispatchMode):

@@ -24,7 +24,8 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.outputs import channel_dim
-from lwdna.graph import ChannelGraph, Copies, TensorChannels
+from lwdna.graph import ChannelGraph, Copies
+from lwdna.tensor_channels import TensorChannels
 
 #: Key of a captured module's :class:`Interface` in its ``meta``.
 INTERFACE = "lwdna_interface"

@@ -29,8 +29,9 @@ from lwdna.fx_passes.regions import graphs, tensors_in
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.rounding import perturbed, relative_errors, rounding_bound
 from lwdna.fx_passes.state import require
-from lwdna.graph import ChannelGraph, Copies, TensorChannels
+from lwdna.graph import ChannelGraph, Copies
 from lwdna.inputs import as_arguments
+from lwdna.tensor_channels import TensorChannels
 
 
 def outputs_of(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from lwdna.channels import Vector
 from lwdna.fx_passes.literals import Repair, repairs
-from lwdna.graph import TensorChannels
+from lwdna.tensor_channels import TensorChannels
 
 
 def _sizes(context: Repair, position: int, name: str, wanted: Sequence[int]) -> None:

@@ -26,7 +26,8 @@ from lwdna.fx_passes.outputs import freed, freeze_outputs
 from lwdna.fx_passes.patches import exact_attention
 from lwdna.fx_passes.regions import graphs, intercepted, tensors_in
 from lwdna.fx_passes.rules import OpCall
-from lwdna.graph import ChannelGraph, Copies, channels_in
+from lwdna.graph import ChannelGraph, Copies
+from lwdna.tensor_channels import channels_in
 
 aten = torch.ops.aten
 _LAYER_NORMS = (aten.layer_norm, aten.rms_norm)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from torch.utils._pytree import tree_flatten_with_path, tree_map_only
 
 from lwdna.channels import ChannelSpace, Vector, Vectors
-from lwdna.graph import ChannelGraph, TensorChannels
+from lwdna.graph import ChannelGraph
+from lwdna.tensor_channels import TensorChannels
 
 Choice = Literal["fixed", "free"]
 Outputs = Choice | Mapping[str, Choice]

@@ -31,7 +31,8 @@ from lwdna.fx_passes.outputs import Outputs, freeze_outputs
 from lwdna.fx_passes.region_watch import run_in_both_modes
 from lwdna.fx_passes.regions import graphs, intercepted, of_samples, tensors_in
 from lwdna.fx_passes.rules import OpCall
-from lwdna.graph import ChannelGraph, channels_in
+from lwdna.graph import ChannelGraph
+from lwdna.tensor_channels import channels_in
 
 #: (path of a region, number of the tensor among its inputs)
 Entrance = tuple[str, int]

@@ -21,7 +21,8 @@ from lwdna.fx_passes.region_follow import Entrance, follow
 from lwdna.fx_passes.region_watch import run_in_both_modes
 from lwdna.fx_passes.regions import intercepted, tensors_in
 from lwdna.fx_passes.resize import resize
-from lwdna.graph import ChannelGraph, Copies, TensorChannels, channels_in
+from lwdna.graph import ChannelGraph, Copies
+from lwdna.tensor_channels import TensorChannels, channels_in
 
 
 def analyse_parts(

@@ -29,7 +29,8 @@ from lwdna.fx_passes.literals import (
 from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import copy_with, meta_twin, reassemble, tree_of
 from lwdna.fx_passes.regions import graphs
-from lwdna.graph import ChannelGraph, Copies, TensorChannels
+from lwdna.graph import ChannelGraph, Copies
+from lwdna.tensor_channels import TensorChannels
 
 
 @graph_pass(requires=(captured, described), ensures=(own_state,))

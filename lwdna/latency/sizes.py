@@ -16,7 +16,8 @@ from torch import nn
 from lwdna.channels import Ids
 from lwdna.errors import LatencyError
 from lwdna.fx_passes.trees import tree_leaves
-from lwdna.graph import ChannelGraph, TensorChannels
+from lwdna.graph import ChannelGraph
+from lwdna.tensor_channels import TensorChannels
 
 #: A coefficient and the vectors whose lengths multiply it.
 Size = tuple[int, tuple[Ids, ...]]

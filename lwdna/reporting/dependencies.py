@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import networkx as nx
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.utils._pytree import tree_map_only
 
 from lwdna.channels import Slot
 from lwdna.dna import Dna
 from lwdna.fx_passes.analyse import analyse
 from lwdna.graph import ChannelGraph, ChannelGroup
+from lwdna.rebuilding import inputs_of
 from lwdna.reporting.style import ACCENT, AFTER, BEFORE, INK, extra, new_figure, shortened
 
 if TYPE_CHECKING:
@@ -83,45 +84,51 @@ def dependencies_in(
         net: the shrunk network.
         dna: its DNA.
         groups: patterns (``fnmatch``) of group names.
-        example_inputs: to analyse it on; by default tensors of the shapes in the DNA.
+        example_inputs: to analyse it on; by default the DNA's, made again.
 
     Raises:
-        ValueError: a pattern matches no group, or there are too many; or example inputs are needed.
+        ValueError: a pattern matches no group, or there are too many; or the groups are others
+            than the DNA's, on these inputs.
     """
+    names = _chosen(dna, groups)
     inputs = _inputs(net, dna) if example_inputs is None else example_inputs
     axes = dna.settings.get("policy", "auto") if dna.findings is None else dna.findings.axes
     graph = analyse(net, inputs, policy=axes, outputs=dna.settings.get("outputs", "fixed"))
-    named = [group for group in graph.groups if group.slots]
+    found = {group.name: group for group in graph.groups if group.slots}
+    for name, width in names.items():
+        if name not in found or found[name].width != width:
+            raise ValueError(
+                f"groups: on these inputs this {dna.model} has no group {name!r} of {width} "
+                "channels: pass example_inputs like those that it was shrunk on"
+            )
+    return [dependencies(graph, found[name]) for name in names]
+
+
+def _chosen(dna: Dna, groups: str | Sequence[str]) -> dict[str, int]:
+    """Name -> width of the groups that a pattern names."""
     patterns = [groups] if isinstance(groups, str) else list(groups)
     for pattern in patterns:
-        if not any(fnmatchcase(group.name, pattern) for group in named):
+        if not any(fnmatchcase(group.name, pattern) for group in dna.groups):
             raise ValueError(
                 f"groups: {pattern!r} matches no channel group; dna.groups has their names, such "
-                f"as {', '.join(repr(group.name) for group in named[:3])}"
+                f"as {', '.join(repr(group.name) for group in dna.groups[:3])}"
             )
-    chosen = [g for g in named if any(fnmatchcase(g.name, p) for p in patterns)]
+    chosen = {g.name: g.width for g in dna.groups if any(fnmatchcase(g.name, p) for p in patterns)}
     if len(chosen) > _MOST_GROUPS:
         raise ValueError(
             f"groups: {len(chosen)} groups match; a report draws {_MOST_GROUPS} at most"
         )
-    return [dependencies(graph, group) for group in chosen]
+    return chosen
 
 
-def _inputs(net: nn.Module, dna: Dna) -> tuple[torch.Tensor, ...]:
-    """Tensors without values, of the shapes that the costs are counted for."""
-    if not isinstance(net, GraphModule):
-        raise ValueError(
-            f"{type(net).__name__} was captured in parts, which run on real inputs: pass the "
-            "example_inputs that it was captured on"
-        )
-    taken = [n for n in net.graph.nodes if n.op == "placeholder" and not n.args]
-    if len(taken) != len(dna.input_shapes):
-        raise ValueError(
-            f"forward takes {[n.name for n in taken]}, and the DNA knows the shapes of "
-            f"{len(dna.input_shapes)} tensors: pass example_inputs"
-        )
+def _inputs(net: nn.Module, dna: Dna) -> tuple[Any, ...]:
+    """The DNA's example inputs, in the precision that the network has now."""
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-    return tuple(torch.empty(s, dtype=dtype, device="meta") for s in dna.input_shapes)
+    return tree_map_only(
+        torch.Tensor,
+        lambda t: t.to(dtype) if t.is_floating_point() else t,
+        inputs_of(dna),
+    )
 
 
 def dependencies(graph: ChannelGraph, group: ChannelGroup) -> Dependencies:

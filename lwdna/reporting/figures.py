@@ -29,10 +29,9 @@ _MOST_LABELS = 72  # that stand beside each other without touching, rotated, at 
 _MOST_BLOCKS = 36
 _UNITS = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 _UNKNOWN = (
-    "This DNA has no findings: they are kept by lwdna.shrink, and a DNA that was written before "
-    "there were any, or made for other widths, has none."
+    "This DNA has no findings: lwdna.shrink keeps them, and a DNA that was carried over to other "
+    "widths (dna.at) has none."
 )
-_STALE = "The findings are of other widths than the DNA's: it was changed after shrinking."
 _NOTHING = "No channel group of this network could change."
 
 
@@ -53,20 +52,9 @@ def draw(dna: Dna, figure: str) -> Figure:
 
 def missing(dna: Dna, figure: str) -> str | None:
     """Why a figure cannot be drawn from a DNA; ``None`` if it can."""
-    widths = [group.width for group in prunable(dna)]
-    found = dna.findings
-    if figure == "widths":
-        return None if widths else _NOTHING
-    if found is None:
+    if figure != "widths" and dna.findings is None:
         return _UNKNOWN
-    if figure == "costs":
-        totals = [[sum(getattr(c, m)[k] for c in found.layers) for m in _METRICS] for k in (0, 1)]
-        known = [[cost[m] for m in _METRICS] for cost in (dna.before, dna.after)]
-        return None if totals == known else _STALE
-    if found.histogram is None:
-        return _NOTHING
-    same = found.saliency.keys() == {group.name for group in prunable(dna)}
-    return None if same and sum(found.histogram.kept) == sum(widths) else _STALE
+    return None if figure == "costs" or prunable(dna) else _NOTHING
 
 
 def prunable(dna: Dna) -> list[GroupWidth]:
@@ -115,7 +103,7 @@ def saliency(dna: Dna) -> Figure:
     )
     over_all.stairs(kept, histogram.edges, fill=True, color=AFTER, label="kept")
     over_all.set(xlabel="saliency", ylabel="channels")
-    names = list(found.saliency)
+    names = [group.name for group in prunable(dna)]
     _ranges(by_group, found, names)
     by_group.set(ylabel="saliency", xlim=(-0.6, len(names) - 0.4))
     _name(by_group.xaxis, names)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
 from lwdna.dna import Dna
+from lwdna.files import replace_file
+from lwdna.rebuilding import dna_of
 from lwdna.reporting.dependencies import Dependencies, dependencies_in, draw_dependencies
 from lwdna.reporting.figures import FIGURES, draw, missing
 from lwdna.reporting.style import extra, inline_svg
@@ -20,20 +23,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Images = Literal["png", "svg"]
-_TITLES = {
+#: Figure -> title, what it is about, how it is read.
+_TEXTS = {
     "widths": (
         "Widths",
+        "A channel group is a set of channels that exists in several layers at once (through "
+        "residual additions, concatenations, depthwise convolutions) and can only be kept or "
+        "removed in all of them. It bears the name of the first layer that puts it out.",
         "Channels of every group that could change, before and after, and their ratio: below the "
         "line narrower, above it (orange) wider than before.",
     ),
     "saliency": (
         "Saliency",
-        "How salient the widened network's channels were, and which stayed. Below: each group from "
-        "its least to its most salient channel, the middle half thick, the median a dot. Floors, "
-        "and what the budget had left, keep channels below the threshold.",
+        "How much the criterion says that a channel of the widened network matters, and which "
+        "channels stayed.",
+        "Above: all channels. Below: each group from its least to its most salient channel, the "
+        "middle half thick, the median a dot. ",
     ),
-    "costs": ("Where MACs and parameters went", "Costs of the blocks before and after."),
+    "costs": (
+        "Where MACs and parameters went",
+        "What each part of the network costs; parts are modules of the network, at a depth that "
+        "leaves few enough of them. They add up to the costs of the whole.",
+        "Costs of the parts before and after.",
+    ),
 }
+_ABOVE = "What stayed below the threshold was kept by floors, or by what the budget had left."
+_NO_THRESHOLD = "No single threshold separates what stayed: floors or another allocation chose."
+_METRICS_SAID = (
+    "Costs are of one input. macs: multiply-accumulates of convolutions, linear layers and matrix "
+    "products; flops_paper: the count of the paper; params: entries of the parameters; "
+    "activations: numbers that the layers put out; latency: predicted from a device's table."
+)
+_CONTENTS = (("summary", "Summary"), *((f"{n}-section", t[0]) for n, t in _TEXTS.items()))
 _DPI = 150
 
 
@@ -43,6 +64,7 @@ class Section:
 
     name: str
     title: str
+    lead: str
     caption: str
     svg: str | None
     reason: str | None
@@ -67,8 +89,8 @@ def report(
         path: of the page, ending in ``.html``; a file that is there is replaced.
         groups: names or patterns (``fnmatch``) of the groups, 20 at most, whose dependency graphs
             are drawn. The network is analysed for them; a DNA alone does not know them.
-        example_inputs: for this analysis, as for :func:`lwdna.analyse`; by default tensors of the
-            shapes in the DNA. A network that was captured in parts needs them.
+        example_inputs: for this analysis, as for :func:`lwdna.analyse`; by default the DNA's, made
+            again (of a network that was captured in parts noise, which may not do).
         images: also write every figure to a file of this format beside the page:
             ``"png"`` or ``"svg"``, named ``STEM_widths.png`` and so on.
 
@@ -77,8 +99,8 @@ def report(
 
     Raises:
         TypeError: ``subject`` is neither.
-        ValueError: a network without a DNA, no ``.html``, an unknown group or format, or
-            inputs are needed. Nothing is written then.
+        ValueError: a network without a DNA, no ``.html``, an unknown group or format, or inputs
+            on which the network is another. Nothing is written then.
         ImportError: matplotlib or jinja2 is not installed: ``pip install 'lwdna[report]'``.
 
     >>> lwdna.report(net, "report.html", groups="layer1.*")  # doctest: +SKIP
@@ -96,8 +118,11 @@ def report(
     page = _render(dna, figures, list(zip(found, graphs.items(), strict=True)))
     if images is not None:
         for name, figure in {**figures, **graphs}.items():
-            figure.savefig(path.with_name(f"{path.stem}_{name}.{images}"), dpi=_DPI)
-    path.write_text(page, encoding="utf-8")
+            replace_file(
+                path.with_name(f"{path.stem}_{name}.{images}"),
+                partial(figure.savefig, format=images, dpi=_DPI),
+            )
+    replace_file(path, partial(Path.write_text, data=page, encoding="utf-8"))
     return path
 
 
@@ -108,13 +133,7 @@ def _dna_of(subject: Any) -> Dna:
         raise TypeError(
             f"a report of a {type(subject).__name__}: pass what lwdna.shrink returned, or its DNA"
         )
-    dna = (getattr(subject, "meta", None) or {}).get("lwdna")
-    if not isinstance(dna, Dna):
-        raise ValueError(
-            f"this {type(subject).__name__} has no DNA in meta['lwdna']: pass what lwdna.shrink "
-            "returned, not a wrapper of it, or the DNA"
-        )
-    return dna
+    return dna_of(subject)
 
 
 def _check(subject: Any, path: Path, groups: Any, images: Any) -> None:
@@ -150,13 +169,16 @@ def _render(
     environment.filters |= {"shown": shown, "safe_svg": extra("markupsafe").Markup}
     page: str = environment.get_template("report.html.j2").render(
         dna=dna,
+        title=str(dna.source or dna.model),
+        contents=_contents(dna, graphs),
+        metrics_said=_METRICS_SAID,
         summary=_summary(dna),
         cost_headers=COST_HEADERS,
         costs=cost_rows(dna),
         limits=[(m, amount(m, n), f"{dna.used[m]:.2%}") for m, n in dna.limits.items()],
         sections=[_section(dna, name, figures) for name in FIGURES],
         graphs=[
-            (found, inline_svg(figure, name, f"Dependency graph of {found.group}"))
+            (found, name, inline_svg(figure, name, f"Dependency graph of {found.group}"))
             for found, (name, figure) in graphs
         ],
         settings=[(name, json.dumps(value)) for name, value in dna.settings.items()],
@@ -165,9 +187,20 @@ def _render(
 
 
 def _section(dna: Dna, name: str, figures: Mapping[str, Figure]) -> Section:
-    title, caption = _TITLES[name]
+    title, lead, caption = _TEXTS[name]
+    if name == "saliency" and dna.findings is not None:
+        caption += _NO_THRESHOLD if dna.findings.threshold is None else _ABOVE
     svg = inline_svg(figures[name], name, title) if name in figures else None
-    return Section(name, title, caption, svg, missing(dna, name))
+    return Section(name, title, lead, caption, svg, missing(dna, name))
+
+
+def _contents(
+    dna: Dna, graphs: Sequence[tuple[Dependencies, tuple[str, Figure]]]
+) -> list[tuple[str, str]]:
+    """(id, title) of the sections."""
+    frozen = [("frozen", "What could not change, and why")] if dna.findings is not None else []
+    drawn = [(f"{name}-section", f"Group {found.group}") for found, (name, _) in graphs]
+    return [*_CONTENTS, *frozen, *drawn]
 
 
 def _summary(dna: Dna) -> list[tuple[str, str]]:
@@ -175,6 +208,7 @@ def _summary(dna: Dna) -> list[tuple[str, str]]:
     shapes = ", ".join(" × ".join(map(str, shape)) for shape in dna.input_shapes)
     return [
         ("model", dna.model),
+        ("constructor", str(dna.source or "not known")),
         ("input", shapes),
         ("criterion", dna.criterion),
         ("widening", str(dna.widen)),

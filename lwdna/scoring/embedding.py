@@ -8,8 +8,8 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from lwdna.graph import WeightRole
 from lwdna.scoring.options import SGD
+from lwdna.tensor_channels import WeightRole
 
 
 def draws(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lwdna.graph import WeightRole
 from lwdna.scoring import SGD, Hypernet, Scoring, ScoringContext, generated, get, score
 from lwdna.scoring.embedding import Embedding, draws, gain
+from lwdna.tensor_channels import WeightRole
 from tests.scoring.networks import NETWORKS, Depthwise, Net, Residual, context_of, made
 from tests.scoring.reference import Reference
 
