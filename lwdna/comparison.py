@@ -9,7 +9,10 @@ from tabulate import tabulate
 
 from lwdna.dna import Dna
 from lwdna.group_width import GroupWidth
+from lwdna.tables import html_table
 
+_COST_HEADERS = ("cost", "before", "a", "b", "a to b")
+_WIDTH_HEADERS = ("group", "before", "a", "b", "a to b")
 _SAID = ("model", "source", "input_shapes", "criterion", "seed", "widen", "settings")
 
 
@@ -34,15 +37,24 @@ class DnaDiff:
         return f"<DnaDiff: {len(self.groups)} groups differ; print() shows them>"
 
     def __str__(self) -> str:
-        same = len({*self.a.groups} & {*self.b.groups})
-        parts = [self._costs(), *((self._widths(),) if self.groups else ())]
-        parts.append(f"{same} groups are the same")
-        for name in self.fields:
-            parts.append(f"{name}: {getattr(self.a, name)} | {getattr(self.b, name)}")
-        return "\n\n".join(parts)
+        tables = [_table(self._costs(), _COST_HEADERS)]
+        if self.groups:
+            tables.append(_table(self._widths(), _WIDTH_HEADERS))
+        return "\n\n".join([*tables, *self._lines()])
 
-    def _costs(self) -> str:
-        rows = []
+    def _repr_html_(self) -> str:
+        costs = html_table(_COST_HEADERS, self._costs(), *self._lines())
+        return costs + (html_table(_WIDTH_HEADERS, self._widths()) if self.groups else "")
+
+    def _lines(self) -> list[str]:
+        same = len({*self.a.groups} & {*self.b.groups})
+        others = [
+            f"{name}: {getattr(self.a, name)} | {getattr(self.b, name)}" for name in self.fields
+        ]
+        return [f"{same} groups are the same", *others]
+
+    def _costs(self) -> list[tuple[object, ...]]:
+        rows: list[tuple[object, ...]] = []
         metrics = {**self.a.before.as_dict(), **self.b.before.as_dict()}
         for metric in metrics:
             before, a, b = self.a.before[metric], self.a.after[metric], self.b.after[metric]
@@ -50,10 +62,10 @@ class DnaDiff:
             given = f"{before:,}" if before == other else f"{before:,} | {other:,}"
             change = f"{b / a - 1:+.1%}" if a else ""
             rows.append((metric, given, f"{a:,}", f"{b:,}", change))
-        return _table(rows, ("cost", "before", "a", "b", "a to b"))
+        return rows
 
-    def _widths(self) -> str:
-        rows = []
+    def _widths(self) -> list[tuple[object, ...]]:
+        rows: list[tuple[object, ...]] = []
         for a, b in self.groups:
             one = a or b
             assert one is not None
@@ -64,7 +76,7 @@ class DnaDiff:
             rows.append(
                 (one.name, one.baseline, *("–" if w is None else w for w in widths), change)
             )
-        return _table(rows, ("group", "before", "a", "b", "a to b"))
+        return rows
 
 
 def diff(a: Dna, b: Dna) -> DnaDiff:
@@ -76,6 +88,7 @@ def diff(a: Dna, b: Dna) -> DnaDiff:
 
     Returns:
         The differences; ``print`` shows the costs before and after, and the widths that differ.
+        The findings of the searches are not compared.
 
     Raises:
         TypeError: something else than two DNAs.

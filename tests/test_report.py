@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,20 @@ class Grouped(nn.Module):
         return self.after(self.grouped(self.before(x)).relu()).mean((2, 3))
 
 
+def test_groups_that_the_inputs_do_not_give_are_refused(net: Any, dna: lwdna.Dna) -> None:
+    stem = next(group for group in dna.groups if group.name == "stem")
+    fewer = replace(stem, width=stem.width - 1, kept=stem.kept[1:])
+    groups = tuple(fewer if group is stem else group for group in dna.groups)
+    other = replace(dna, groups=groups, findings=None)
+    with pytest.raises(ValueError, match=rf"no group 'stem' of {fewer.width} channels: pass exam"):
+        dependencies_in(net, other, "stem", None)
+
+
+def test_a_network_in_half_precision_has_dependency_graphs(net: Any, dna: lwdna.Dna) -> None:
+    half = copy.deepcopy(net).half()
+    assert dependencies_in(half, dna, "*", None) == dependencies_in(net, dna, "*", None)
+
+
 def test_choices_are_made_again_as_they_were() -> None:
     torch.manual_seed(0)
     net = lwdna.shrink(
@@ -234,16 +249,14 @@ def test_choices_are_made_again_as_they_were() -> None:
     assert {d.group: d.width for d in found} == widths
 
 
-def test_a_network_captured_in_parts_needs_its_inputs(tmp_path: Path) -> None:
+def test_a_network_captured_in_parts_has_a_report(tmp_path: Path) -> None:
     data = batch()
     net = lwdna.shrink(detector(), 0.8, data=[data], step_fn=step, widen=1.0, progress=False)
     dna = net.meta["lwdna"]
-    page = read(lwdna.report(net, tmp_path / "r.html"))
-    assert page.tags.count("svg") == len(FIGURES)
-    with pytest.raises(ValueError, match=r"captured in parts.*pass the example_inputs"):
-        lwdna.report(net, tmp_path / "r.html", groups="stem.0")
     page = read(lwdna.report(net, tmp_path / "r.html", groups="stem.0", example_inputs=data))
     assert page.tags.count("svg") == len(FIGURES) + 1
+    lwdna.report(net, tmp_path / "noise.html", groups="stem.0")  # the DNA's inputs, made again
+    assert (tmp_path / "noise.html").read_bytes() == (tmp_path / "r.html").read_bytes()
     assert sum(layer.macs[1] for layer in dna.findings.layers) == dna.after.macs
     assert "head.tower.0" in {layer.path for layer in dna.findings.layers}
 
@@ -253,11 +266,13 @@ def test_a_network_captured_in_parts_needs_its_inputs(tmp_path: Path) -> None:
 
 def test_objects_show_themselves_in_notebooks(net: Any, dna: lwdna.Dna) -> None:
     graph = lwdna.analyse(net, X)
-    shown = [dna, graph, lwdna.explain(net, X), lwdna.Verification({"identity": "<b>equal</b>"})]
+    other = replace(dna, seed=1, groups=(), findings=None)
+    checked = lwdna.Verification({"identity": "<b>equal</b>"})
+    shown = [dna, graph, lwdna.explain(net, X), lwdna.diff(dna, other), checked]
     for value in shown:
         page = Page(value._repr_html_())  # type: ignore[attr-defined]
         assert "table" in page.tags and not {"script", "b"} & set(page.tags)
-    for value in shown[:3]:
+    for value in shown[:4]:
         said = Page(value._repr_html_()).text  # type: ignore[attr-defined]
         assert any(HOSTILE in text for text in said)
 
