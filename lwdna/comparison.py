@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tabulate import tabulate
 
@@ -49,7 +50,9 @@ class DnaDiff:
     def _lines(self) -> list[str]:
         same = len({*self.a.groups} & {*self.b.groups})
         others = [
-            f"{name}: {getattr(self.a, name)} | {getattr(self.b, name)}" for name in self.fields
+            line
+            for name in self.fields
+            for line in _differences(name, getattr(self.a, name), getattr(self.b, name))
         ]
         return [f"{same} groups are the same", *others]
 
@@ -105,6 +108,14 @@ def diff(a: Dna, b: Dna) -> DnaDiff:
         groups=tuple(pair for pair in pairs if pair[0] != pair[1]),
         fields=tuple(name for name in _SAID if getattr(a, name) != getattr(b, name)),
     )
+
+
+def _differences(name: str, a: Any, b: Any) -> list[str]:
+    """What differs, one line each; of mappings the entries."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+        return [line for k in keys for line in _differences(f"{name}.{k}", a.get(k), b.get(k))]
+    return [f"{name}: {a} | {b}"]
 
 
 def _table(rows: Sequence[tuple[object, ...]], headers: tuple[str, ...]) -> str:

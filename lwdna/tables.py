@@ -34,12 +34,24 @@ def amount(metric: str, value: int) -> str:
     return f"{value / _PICOSECONDS_PER_MS:.3f} ms" if metric == "latency" else f"{value:,}"
 
 
+def limit_rows(dna: Dna) -> list[tuple[str, str, str, str]]:
+    """(metric, limit, its share of the cost before, share of it that is used) of the budget."""
+    return [
+        (m, amount(m, n), _share(n, dna.before[m]), f"{dna.used[m]:.2%}")
+        for m, n in dna.limits.items()
+    ]
+
+
 def cost_rows(dna: Dna) -> list[tuple[str, str, str, str]]:
     """One row of :data:`COST_HEADERS` for each metric."""
     return [
-        (m, amount(m, b), amount(m, dna.after[m]), f"{dna.after[m] / b:.2%}" if b else "-")
+        (m, amount(m, b), amount(m, dna.after[m]), _share(dna.after[m], b))
         for m, b in dna.before.as_dict().items()
     ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "-"
 
 
 def width_rows(dna: Dna) -> list[tuple[str, int, int, int, str, int]]:

@@ -95,7 +95,7 @@ def test_fresh_values_of_another_seed_have_the_same_widths() -> None:
 
 
 def test_another_network_is_refused() -> None:
-    dna = shrunk(plain()).meta["lwdna"]
+    dna = replace(shrunk(plain()).meta["lwdna"], findings=None)
     with pytest.raises(lwdna.DnaError, match=r"group 'stem' is 12 units .* and 13 units"):
         lwdna.rebuild(plain(13), dna)
     with pytest.raises(lwdna.DnaError, match="group 'stem' is 12 units in 9 slots"):
@@ -214,7 +214,10 @@ def test_a_comparison_names_what_differs(dna: Any) -> None:
         a.name for a, b in zip(dna.groups, other.groups, strict=True) if a != b
     }
     assert said.fields == ("settings",)
+    assert other.findings is None
     text = str(said)
+    assert f"settings.scaled: None | {other.settings['scaled']}" in text
+    assert "settings.constraints" not in text
     assert f"{dna.before.macs:,}" in text and f"{other.after.macs:,}" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("inner"))
     widths = [next(g.width for g in d.groups if g.name == "inner") for d in (dna, other)]

@@ -87,7 +87,7 @@ def test_the_browser_has_the_page_that_was_written(page: Path) -> None:
 def test_nothing_is_fetched_cut_off_or_printed_over_something_else(page: Path) -> None:
     found = measured(page, "--window-size=1200,2000")
     assert found["fetched"] == 0 and found["sideways"] <= 0
-    assert min(found["labels"]) > 3
+    assert min(found["labels"]) > 1
     assert not any(found["overlaps"]) and not any(found["cut"])
     assert found["rows"] == 6
 

@@ -17,7 +17,7 @@ from lwdna.rebuilding import dna_of
 from lwdna.reporting.dependencies import Dependencies, dependencies_in, draw_dependencies
 from lwdna.reporting.figures import FIGURES, draw, missing
 from lwdna.reporting.style import extra, inline_svg
-from lwdna.tables import COST_HEADERS, amount, cost_rows, shown
+from lwdna.tables import COST_HEADERS, cost_rows, limit_rows, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,7 +175,7 @@ def _render(
         summary=_summary(dna),
         cost_headers=COST_HEADERS,
         costs=cost_rows(dna),
-        limits=[(m, amount(m, n), f"{dna.used[m]:.2%}") for m, n in dna.limits.items()],
+        limits=limit_rows(dna),
         sections=[_section(dna, name, figures) for name in FIGURES],
         graphs=[
             (found, name, inline_svg(figure, name, f"Dependency graph of {found.group}"))
