@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lwdna
 from lwdna.cost import Cost
+from lwdna.findings import LayerCost
 from lwdna.reporting.dependencies import dependencies_in
 from lwdna.reporting.figures import FIGURES, by_block
 from lwdna.reporting.style import inline_svg, shortened
@@ -139,6 +140,15 @@ def test_layers_and_blocks_add_up_to_the_costs(dna: lwdna.Dna) -> None:
             assert sum(block.params[when] for block in blocks) == cost.params
 
 
+def test_a_block_that_has_most_is_opened() -> None:
+    tail = [LayerCost(f"tail.{k}.conv", (1, 1), (1, 1)) for k in range(10)]
+    body = [LayerCost(f"body.features.{k}.conv", (9, 8), (9, 8)) for k in range(5)]
+    opened = [block.path for block in by_block([*body, *tail], 6)]
+    assert opened == [*(f"body.features.{k}" for k in range(5)), "tail"]
+    assert [block.path for block in by_block([*body, *tail], 5)] == ["body.features", "tail"]
+    assert by_block([]) == []
+
+
 def test_the_bars_are_the_costs(dna: lwdna.Dna) -> None:
     assert dna.findings is not None
     blocks = by_block(dna.findings.layers)
@@ -187,7 +197,7 @@ def test_many_long_names_do_not_lose_their_numbers() -> None:
     names = [f"features.stages.3.blocks.{k}.attention.projection.conv" for k in range(30)]
     assert len({shortened(name) for name in names}) == 30
     assert max(map(len, map(shortened, [*names, "x" * 500]))) <= 36
-    assert shortened("layer1.0.conv1") == "layer1.0.conv1"
+    assert shortened("layer1.0.conv1") == "layer1.0.conv1" and shortened("") == ""
 
 
 def test_line_breaks_in_names_are_replaced() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_LABELS = 72  # that stand beside each other without touching, rotated, at 7 points
 _MOST_BLOCKS = 36
+_MUCH = 0.25
 _UNITS = ((10**9, "G"), (10**6, "M"), (10**3, "k"), (1, ""))
 _UNKNOWN = (
     "This DNA has no findings: lwdna.shrink keeps them, and a DNA that was carried over to other "
@@ -155,6 +157,9 @@ def costs(dna: Dna) -> Figure:
 def by_block(layers: Sequence[LayerCost], most: int = _MOST_BLOCKS) -> list[LayerCost]:
     """Layers added up by the first parts of their paths, as many parts as ``most`` blocks allow.
 
+    All paths are cut at one depth first. Then a block that has more than :data:`_MUCH` of a cost is
+    opened, the largest first, while there is room: trees are not equally deep everywhere.
+
     Args:
         layers: costs by layer.
         most: number of blocks; the outermost modules may be more.
@@ -163,17 +168,41 @@ def by_block(layers: Sequence[LayerCost], most: int = _MOST_BLOCKS) -> list[Laye
     >>> [(c.path, c.macs) for c in by_block([a, b, LayerCost("body.0.bn", (0, 0), (2, 1))], 2)]
     [('stem', (1, 1)), ('body.0', (5, 3))]
     """
-    parts = [layer.path.split(".") for layer in layers]
+    parts = [tuple(layer.path.split(".")) for layer in layers]
     deepest = max(map(len, parts), default=1)
-    depths = range(deepest, 1, -1)
-    counts = {d: len({tuple(p[:d]) for p in parts}) for d in depths}
-    depth = next((d for d in depths if counts[d] <= most), 1)
-    found: dict[str, LayerCost] = {}
-    for part, layer in zip(parts, layers, strict=True):
-        path = ".".join(part[:depth])
-        old = found.get(path, LayerCost(path, (0, 0), (0, 0)))
-        found[path] = LayerCost(path, _sum(old.macs, layer.macs), _sum(old.params, layer.params))
-    return list(found.values())
+    counts = {d: len({p[:d] for p in parts}) for d in range(deepest, 0, -1)}
+    depth = next((d for d, n in counts.items() if n <= most), 1)
+    cuts = [part[:depth] for part in parts]
+    total = _added(layers, [()] * len(layers)).get((), LayerCost("", (1, 1), (1, 1)))
+    while True:
+        blocks = _added(layers, cuts)
+        shares = {cut: _share(block, total) for cut, block in blocks.items()}
+        for cut in sorted(shares, key=lambda c: -shares[c]):
+            opened = [p[: len(c) + 1] if c == cut else c for p, c in zip(parts, cuts, strict=True)]
+            if shares[cut] > _MUCH and opened != cuts and len(set(opened)) <= most:
+                cuts = opened
+                break
+        else:
+            return list(blocks.values())
+
+
+def _added(
+    layers: Sequence[LayerCost], cuts: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], LayerCost]:
+    """The costs of the layers with the same cut path, in the order of the first of them."""
+    found: dict[tuple[str, ...], LayerCost] = {}
+    for cut, layer in zip(cuts, layers, strict=True):
+        old = found.get(cut, LayerCost(".".join(cut), (0, 0), (0, 0)))
+        found[cut] = replace(
+            old, macs=_sum(old.macs, layer.macs), params=_sum(old.params, layer.params)
+        )
+    return found
+
+
+def _share(block: LayerCost, total: LayerCost) -> float:
+    """The greatest share of a cost that a block has."""
+    pairs = zip((*block.macs, *block.params), (*total.macs, *total.params), strict=True)
+    return max(part / max(whole, 1) for part, whole in pairs)
 
 
 def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

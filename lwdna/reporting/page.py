@@ -38,12 +38,13 @@ _TEXTS = {
         "How much the criterion says that a channel of the widened network matters, and which "
         "channels stayed.",
         "Above: all channels. Below: each group from its least to its most salient channel, the "
-        "middle half thick, the median a dot. ",
+        "middle half thick, the median a dot; at the left end and the bottom stands what lies "
+        "below, such as 0. ",
     ),
     "costs": (
         "Where MACs and parameters went",
-        "What each part of the network costs; parts are modules of the network, at a depth that "
-        "leaves few enough of them. They add up to the costs of the whole.",
+        "What each part of the network costs. Parts are modules, small ones together, and they "
+        "add up to the costs of the whole.",
         "Costs of the parts before and after.",
     ),
 }

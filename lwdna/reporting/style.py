@@ -44,6 +44,8 @@ def shortened(name: str) -> str:
     'feat….stag….3.bloc….12.atte….proj…'
     """
     name = shown(name)
+    if len(name) <= _LONGEST_NAME:
+        return name
     for most in range(len(name), 2, -1):
         parts = name.split(".")
         label = ".".join(p if len(p) <= most + 1 else f"{p[:most]}…" for p in parts)
