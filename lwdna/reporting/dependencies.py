@@ -124,11 +124,12 @@ def _chosen(dna: Dna, groups: str | Sequence[str]) -> dict[str, int]:
 def _inputs(net: nn.Module, dna: Dna) -> tuple[Any, ...]:
     """The DNA's example inputs, in the precision that the network has now."""
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-    return tree_map_only(
+    inputs: tuple[Any, ...] = tree_map_only(
         torch.Tensor,
         lambda t: t.to(dtype) if t.is_floating_point() else t,
         inputs_of(dna),
     )
+    return inputs
 
 
 def dependencies(graph: ChannelGraph, group: ChannelGroup) -> Dependencies:

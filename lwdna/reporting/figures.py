@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lwdna.dna import Dna, GroupWidth
+from lwdna.dna import Dna
 from lwdna.findings import Findings, LayerCost
+from lwdna.group_width import GroupWidth
 from lwdna.reporting.style import (
     ACCENT,
     AFTER,
