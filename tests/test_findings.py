@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lwdna
@@ -58,6 +58,7 @@ def test_a_network_that_cannot_change_has_no_histogram() -> None:
     assert read(plain(findings)) == findings
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
     | st.lists(st.floats(0, 1e3), min_size=1, max_size=50)
