@@ -22,6 +22,7 @@ from lwdna.errors import (
     VerificationError,
 )
 from lwdna.explanation import Explanation, explain
+from lwdna.export import export_source
 from lwdna.files import load, save
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
@@ -80,6 +81,7 @@ __all__ = [
     "criterion",
     "diff",
     "explain",
+    "export_source",
     "get_criterion",
     "load",
     "measure_latency",

@@ -50,7 +50,9 @@ FORBIDDEN = {
         "lwdna.source",
         "lwdna.files",
         "lwdna.reporting",
+        "lwdna.export",
     ),
+    "lwdna.export": ("lwdna.scoring", "lwdna.api", "lwdna.budget", "lwdna.explanation"),
     "lwdna.fx_passes.rules": (
         "lwdna.fx_passes.capture",
         "lwdna.fx_passes.analyse",
@@ -64,6 +66,7 @@ FORBIDDEN = {
         "lwdna.api",
         "lwdna.explanation",
         "lwdna.dna",
+        "lwdna.export",
         "lwdna.reporting",
     ),
     "lwdna.reporting": ("lwdna.scoring", "lwdna.api"),

@@ -1,0 +1,337 @@
+"""Classes of the written file: one for all modules that differ in numbers alone.
+
+Two modules share a class if their code is the same but for numbers. Numbers that all of them have
+in common stand in the class; the others become arguments of its constructor, and those that go
+together in all of them become one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lwdna.export.code import INDENT, Code, Group, Number, call, filled, lines, numbers, quoted
+from lwdna.export.functions import Function, Writer
+from lwdna.export.leaves import leaf
+from lwdna.export.literals import Tables, shape_of
+from lwdna.export.names import Imports, identifier, is_identifier, unused
+from lwdna.export.scopes import Program
+from lwdna.export.tree import Tree, join
+
+
+@dataclass(frozen=True)
+class Template:
+    """A module's class, with its own numbers.
+
+    Attributes:
+        path: where the module is.
+        name: what its class was called in the model.
+        fields: statements of the constructor.
+        function: its ``forward``, if it has one.
+    """
+
+    path: str
+    name: str
+    fields: tuple[Code, ...]
+    function: Function | None
+
+    def codes(self) -> Iterator[Code]:
+        """Everything that numbers stand in: the constructor, then ``forward``."""
+        yield from self.fields
+        if self.function is not None:
+            yield from self.function.arguments
+            yield from (code for _, code in self.function.lines)
+
+    def numbers(self) -> list[Number]:
+        """All numbers, in order."""
+        return [number for code in self.codes() for number in numbers(code)]
+
+    def key(self) -> tuple[object, ...]:
+        """The same for modules that can share a class."""
+        depths = None if self.function is None else tuple(d for d, _ in self.function.lines)
+        holes = iter([""] * len(self.numbers()))
+        return self.name, depths, len(self.fields), tuple(filled(c, holes) for c in self.codes())
+
+
+@dataclass
+class Written:
+    """A class of the file.
+
+    Attributes:
+        name: of the class.
+        templates: the modules that it is for.
+        parameters: name of an argument of the constructor -> one value per module.
+        texts: how each number of the class is written: an argument's name, or the number.
+    """
+
+    name: str
+    templates: list[Template]
+    parameters: dict[str, list[int | float]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+
+    def instance(self, k: int, hint: str) -> Code:
+        """The call that makes the ``k``-th of its modules.
+
+        Args:
+            k: index of a template.
+            hint: what the numbers in it are called after.
+        """
+        return call(
+            self.name,
+            *(
+                (f"{name}=", Number(values[k], f"{hint}_{name}"))
+                for name, values in self.parameters.items()
+            ),
+        )
+
+
+class Classes:
+    """Makes the classes of a network, the innermost modules first.
+
+    Args:
+        program: the network's modules and steps.
+        writer: writes ``forward``.
+        imports: collects what the code needs.
+        tables: writes tensors that no state_dict holds.
+    """
+
+    def __init__(
+        self, program: Program, writer: Writer, imports: Imports, tables: Tables
+    ) -> None:
+        self._program = program
+        self._tree: Tree = program.tree
+        self._writer = writer
+        self._imports = imports
+        self._tables = tables
+        self._instances: dict[str, tuple[Written, int]] = {}
+        self._later: list[tuple[str, Code]] = []  # (path, value) set when all is made
+        self.written: list[Written] = []
+
+    def make(self, extra: Mapping[str, Code]) -> None:
+        """Make all classes; that of the network is the last.
+
+        Args:
+            extra: attribute -> value, set on the network itself.
+        """
+        heights: dict[str, int] = {}
+        for path in reversed(self._tree.modules):
+            if self._is_class(path) or self._tree.is_container(path):
+                inner = [heights.get(p, 0) for p in self._tree.children(path).values()]
+                heights[path] = 1 + max(inner, default=0)
+        own = [path for path in self._tree.modules if path in heights and self._is_class(path)]
+        for height in sorted({heights[path] for path in own if path}):
+            self._share([self._template(p) for p in own if p and heights[p] == height])
+        root = self._template("", extra)
+        self._share([root])
+
+    def _is_class(self, path: str) -> bool:
+        """Whether a module is written as a class of its own."""
+        scope = self._program.scopes.get(path)
+        kind = type(self._tree.modules[path])
+        plain = kind in (nn.Sequential, nn.ModuleList, nn.ModuleDict) and path
+        chain = scope is not None and scope.chain
+        return self._tree.is_container(path) and not plain and not chain
+
+    def _template(self, path: str, extra: Mapping[str, Code] | None = None) -> Template:
+        module = self._tree.modules[path]
+        fields = [*self._tensors(path, module)]
+        for name, child in self._tree.children(path).items():
+            if module._modules[name] is not None:
+                fields.append(_assigned(name, self._construct(child, path)))
+        if extra is not None:
+            fields += [_assigned(name, code) for name, code in extra.items()]
+            fields += self._finish()
+        scope = self._program.scopes.get(path)
+        function = None if scope is None else self._writer.function(scope)
+        return Template(path, module._get_name(), tuple(fields), function)
+
+    def _tensors(self, path: str, module: nn.Module) -> Iterator[Code]:
+        for name, p in module._parameters.items():
+            if p is not None:
+                self._imports.add("import torch")
+                dtype = () if p.dtype.is_floating_point and str(p.dtype) == "torch.float32" else (
+                    (f"dtype={p.dtype}",),
+                )
+                value = call("torch.zeros", *shape_of(p, name), *dtype)
+                frozen: tuple[Code, ...] = () if p.requires_grad else (("requires_grad=False",),)
+                code = call("nn.Parameter", value, *frozen)
+                yield (
+                    _assigned(name, code)
+                    if is_identifier(name)
+                    else call("self.register_parameter", (quoted(name),), code)
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is None:
+                continue
+            if name in module._non_persistent_buffers_set:
+                value = self._tables.of(buffer, f"buffer {join(path, name)!r}")
+                last: tuple[Code, ...] = (("persistent=False",),)
+            else:
+                self._imports.add("import torch")
+                dtype = (f"dtype={buffer.dtype}",)
+                value, last = call("torch.zeros", *shape_of(buffer, name), dtype), ()
+            yield call("self.register_buffer", (quoted(name),), value, *last)
+        constants = self._tree.modules[""]
+        for target, place in self._program.constants.items():
+            if place.rpartition(".")[0] == path:
+                value = self._tables.of(constants.get_buffer(target), f"constant {place!r}")
+                name = quoted(place.rpartition(".")[2])
+                yield call("self.register_buffer", (name,), value, ("persistent=False",))
+
+    def _construct(self, path: str, owner: str) -> Code:
+        """The expression that makes the module at a path, in the class of the one at ``owner``."""
+        hint = path.removeprefix(f"{owner}.").replace(".", "_")
+        if path in self._tree.shared:
+            return ("nn.Identity()",)  # replaced when the other one is made
+        module = self._tree.modules[path]
+        if path in self._instances:
+            written, k = self._instances[path]
+            return written.instance(k, hint)
+        if not self._tree.is_container(path):
+            made = leaf(module, path, hint, self._imports)
+            self._later += [(join(path, rest), code) for rest, code in made.later]
+            return made.constructor
+        return self._plain(path, module, owner)
+
+    def _plain(self, path: str, module: nn.Module, owner: str) -> Code:
+        children = {
+            name: ("None",) if module._modules[name] is None else self._construct(child, owner)
+            for name, child in self._tree.children(path).items()
+        }
+        if isinstance(module, nn.ModuleList):
+            items = (Group(tuple(children.values()), "[", "]"),) if children else ()
+            return call("nn.ModuleList", *((items,) if items else ()))
+        if isinstance(module, nn.ModuleDict):
+            entries = tuple((f"{quoted(name)}: ", *code) for name, code in children.items())
+            return call("nn.ModuleDict", *(((Group(entries, "{", "}"),),) if entries else ()))
+        if list(children) == [str(k) for k in range(len(children))]:
+            return call("nn.Sequential", *children.values())
+        self._imports.add("from collections import OrderedDict")
+        pairs = tuple(
+            (Group(((quoted(name),), code)),) for name, code in children.items()
+        )
+        return call("nn.Sequential", call("OrderedDict", (Group(pairs, "[", "]"),)))
+
+    def _finish(self) -> Iterator[Code]:
+        """What is left when all modules are made: other attributes, shared modules and tensors."""
+        for path, code in self._later:
+            yield (f"{self._tree.access(path, '')} = ", *code)
+        for path, first in self._tree.shared.items():
+            yield self._same(path, first)
+        seen: dict[int, str] = {}
+        for path, module in self._tree.modules.items():
+            inside = (path,) if self._tree.is_container(path) else None
+            named = module.named_modules(prefix=path) if inside is None else [(path, module)]
+            for at, child in named:
+                for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+                    if tensor is None:
+                        continue
+                    own = join(at, name)
+                    if id(tensor) in seen:
+                        yield self._same(own, seen[id(tensor)])
+                        continue
+                    seen[id(tensor)] = own
+                    frozen = name in child._parameters and not tensor.requires_grad
+                    if frozen and inside is None:
+                        yield (f"{self._tree.access(own, '')}.requires_grad_(False)",)
+
+    def _same(self, path: str, first: str) -> Code:
+        parent, _, name = path.rpartition(".")
+        value = self._tree.access(first, "")
+        if is_identifier(name) or self._tree.access(path, "").endswith("]"):
+            return (f"{self._tree.access(path, '')} = {value}",)
+        return (f"setattr({self._tree.access(parent, '')}, {quoted(name)}, {value})",)
+
+    def _share(self, templates: list[Template]) -> None:
+        groups: dict[tuple[object, ...], list[Template]] = {}
+        for template in templates:
+            groups.setdefault(template.key(), []).append(template)
+        for group in groups.values():
+            written = Written(self._class_name(group[0]), group)
+            _parametrise(written, self._used(group[0].path))
+            self.written.append(written)
+            for k, template in enumerate(group):
+                self._instances[template.path] = (written, k)
+
+    def _class_name(self, template: Template) -> str:
+        own = identifier(template.name, "Module")
+        used = {written.name for written in self.written}
+        if template.path:  # the network's own is for the network
+            used.add(identifier(self._tree.modules[""]._get_name(), "Module"))
+        name, k = own, 2
+        while name in used:
+            name, k = f"{own}{k}", k + 1
+        return name
+
+    def _used(self, path: str) -> set[str]:
+        """Names of attributes that the class has already."""
+        module = self._tree.modules[path]
+        constants = {place.rpartition(".")[2] for place in self._program.constants.values()}
+        held = {*module._parameters, *module._buffers, *module._modules}
+        return {*dir(nn.Module), *held, *constants, "training"}
+
+
+def _assigned(name: str, code: Code) -> Code:
+    if is_identifier(name):
+        return (f"self.{name} = ", *code)
+    return call("self.add_module", (quoted(name),), code)
+
+
+def _parametrise(written: Written, used: set[str]) -> None:
+    """Tell the numbers that all modules share from those that they are made with."""
+    columns = list(zip(*(template.numbers() for template in written.templates), strict=True))
+    known: dict[tuple[str, ...], str] = {}
+    for column in columns:
+        values = tuple(repr(number.value) for number in column)
+        if len(set(values)) == 1:
+            written.texts.append(values[0])
+            continue
+        if values not in known:
+            name = unused(identifier(column[0].hint.strip("_"), "n"), used)
+            used.add(name)
+            known[values] = name
+            written.parameters[name] = [number.value for number in column]
+        written.texts.append(known[values])
+
+
+def class_lines(written: Written) -> Iterator[str]:
+    """The source of a class."""
+    template = written.templates[0]
+    count = sum(len(list(numbers(code))) for code in template.fields)
+    inside = written.texts[:count]
+    outside = [
+        f"self.{text}" if text in written.parameters else text for text in written.texts[count:]
+    ]
+    kept = [name for name in written.parameters if f"self.{name}" in outside]
+    yield f"class {written.name}(nn.Module):"
+    yield from _docstring(written)
+    parameters = tuple((name,) for name in ("self", *written.parameters))
+    yield from lines(("def __init__", Group(parameters), ":"), 1)
+    yield f"{INDENT * 2}super().__init__()"
+    for name in kept:
+        yield f"{INDENT * 2}self.{name} = {name}"
+    texts = iter(inside)
+    for code in template.fields:
+        yield from lines(filled(code, texts), 2)
+    if template.function is None:
+        return
+    texts = iter(outside)
+    arguments = tuple(filled(code, texts) for code in template.function.arguments)
+    yield ""
+    yield from lines(("def forward", Group((("self",), *arguments)), ":"), 1)
+    for depth, code in template.function.lines:
+        yield from lines(filled(code, texts), 2 + depth)
+    if not template.function.lines:
+        yield f"{INDENT * 2}pass"
+
+
+def _docstring(written: Written) -> Iterator[str]:
+    paths = [ascii(t.path)[1:-1] for t in written.templates if t.path]
+    if paths:
+        shown = ", ".join(paths) if len(", ".join(paths)) < 70 else f"{paths[0]} ... {paths[-1]}"
+        count = f" ({len(paths)} modules)" if "..." in shown else ""
+        text = f"{shown}{count}".replace('"', "'").replace("\\", "/")
+        yield f'{INDENT}"""{text}."""'
+        yield ""
