@@ -15,7 +15,7 @@ from torch import nn
 from lwdna.export.code import INDENT, Code, Group, Number, call, filled, lines, numbers, quoted
 from lwdna.export.functions import Function, Writer
 from lwdna.export.leaves import leaf
-from lwdna.export.literals import Tables, shape_of
+from lwdna.export.literals import Tables, zeros_like
 from lwdna.export.names import Imports, identifier, is_identifier, unused
 from lwdna.export.scopes import Program
 from lwdna.export.tree import Tree, join
@@ -28,12 +28,14 @@ class Template:
     Attributes:
         path: where the module is.
         name: what its class was called in the model.
+        base: the class that it derives from.
         fields: statements of the constructor.
         function: its ``forward``, if it has one.
     """
 
     path: str
     name: str
+    base: str
     fields: tuple[Code, ...]
     function: Function | None
 
@@ -52,7 +54,7 @@ class Template:
         """The same for modules that can share a class."""
         depths = None if self.function is None else tuple(d for d, _ in self.function.lines)
         holes = iter([""] * len(self.numbers()))
-        return self.name, depths, len(self.fields), tuple(filled(c, holes) for c in self.codes())
+        return self.name, self.base, depths, len(self.fields), tuple(filled(c, holes) for c in self.codes())
 
 
 @dataclass
@@ -136,25 +138,28 @@ class Classes:
 
     def _template(self, path: str, extra: Mapping[str, Code] | None = None) -> Template:
         module = self._tree.modules[path]
-        fields = [*self._tensors(path, module)]
-        for name, child in self._tree.children(path).items():
-            if module._modules[name] is not None:
-                fields.append(_assigned(name, self._construct(child, path)))
+        children = {
+            name: self._construct(child, path)
+            for name, child in self._tree.children(path).items()
+            if module._modules[name] is not None
+        }
+        numbered = self._tree.numbered(path) and len(children) == len(self._tree.children(path))
+        base = "nn.Sequential" if numbered else "nn.Module"
+        fields = [call("super().__init__", *(children.values() if numbered else ()))]
+        fields += self._tensors(path, module)
+        fields += [] if numbered else [_assigned(name, code) for name, code in children.items()]
         if extra is not None:
             fields += [_assigned(name, code) for name, code in extra.items()]
             fields += self._finish()
         scope = self._program.scopes.get(path)
         function = None if scope is None else self._writer.function(scope)
-        return Template(path, module._get_name(), tuple(fields), function)
+        return Template(path, module._get_name(), base, tuple(fields), function)
 
     def _tensors(self, path: str, module: nn.Module) -> Iterator[Code]:
         for name, p in module._parameters.items():
             if p is not None:
                 self._imports.add("import torch")
-                dtype = () if p.dtype.is_floating_point and str(p.dtype) == "torch.float32" else (
-                    (f"dtype={p.dtype}",),
-                )
-                value = call("torch.zeros", *shape_of(p, name), *dtype)
+                value = zeros_like(p, name)
                 frozen: tuple[Code, ...] = () if p.requires_grad else (("requires_grad=False",),)
                 code = call("nn.Parameter", value, *frozen)
                 yield (
@@ -170,8 +175,7 @@ class Classes:
                 last: tuple[Code, ...] = (("persistent=False",),)
             else:
                 self._imports.add("import torch")
-                dtype = (f"dtype={buffer.dtype}",)
-                value, last = call("torch.zeros", *shape_of(buffer, name), dtype), ()
+                value, last = zeros_like(buffer, name), ()
             yield call("self.register_buffer", (quoted(name),), value, *last)
         constants = self._tree.modules[""]
         for target, place in self._program.constants.items():
@@ -206,7 +210,7 @@ class Classes:
         if isinstance(module, nn.ModuleDict):
             entries = tuple((f"{quoted(name)}: ", *code) for name, code in children.items())
             return call("nn.ModuleDict", *(((Group(entries, "{", "}"),),) if entries else ()))
-        if list(children) == [str(k) for k in range(len(children))]:
+        if self._tree.numbered(path) or not children:
             return call("nn.Sequential", *children.values())
         self._imports.add("from collections import OrderedDict")
         pairs = tuple(
@@ -305,16 +309,17 @@ def class_lines(written: Written) -> Iterator[str]:
         f"self.{text}" if text in written.parameters else text for text in written.texts[count:]
     ]
     kept = [name for name in written.parameters if f"self.{name}" in outside]
-    yield f"class {written.name}(nn.Module):"
+    yield f"class {written.name}({template.base}):"
     yield from _docstring(written)
     parameters = tuple((name,) for name in ("self", *written.parameters))
     yield from lines(("def __init__", Group(parameters), ":"), 1)
-    yield f"{INDENT * 2}super().__init__()"
+    texts = iter(inside)
+    first, *others = [filled(code, texts) for code in template.fields]
+    yield from lines(first, 2)
     for name in kept:
         yield f"{INDENT * 2}self.{name} = {name}"
-    texts = iter(inside)
-    for code in template.fields:
-        yield from lines(filled(code, texts), 2)
+    for code in others:
+        yield from lines(code, 2)
     if template.function is None:
         return
     texts = iter(outside)

@@ -53,9 +53,7 @@ def call(function: str, *items: Code) -> Code:
 def quoted(text: str) -> str:
     """A string literal of ASCII characters, in double quotes where that takes no escapes."""
     literal = ascii(text)
-    if '"' in literal or "\\'" in literal:
-        return literal
-    return f'"{literal[1:-1]}"'
+    return literal if '"' in text or literal.startswith('"') else f'"{literal[1:-1]}"'
 
 
 def number(value: int | float, hint: str) -> Code:

@@ -58,7 +58,7 @@ ASSIGNING = {
 }
 _ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\](?:[^\s:/\\]+[/\\])+(?=[^\s:/\\]+\.py:\d+)")
 _SIMPLE = re.compile(r"-?[\w.]+")
-_ATOM = re.compile(r"[\w.]+(?:\[[\w.:, -]*\][\w.]*)*")
+_ATOM = re.compile(r"(?:getattr\(self, \"[^\"\\]*\"\)|[\w.]+)(?:\[[\w.:, -]*\]|[\w.]+)*")
 
 
 class Expressions:
@@ -196,7 +196,8 @@ class Expressions:
             return code
         lone = [p for p in code if not isinstance(p, str)]
         last: Piece = code[-1]
-        called = isinstance(last, Group) and len(lone) == 1 and _ATOM.fullmatch(flat(code[:-1]))
+        head = flat(code[:-1])
+        called = isinstance(last, Group) and len(lone) == 1 and (not head or _ATOM.fullmatch(head))
         if called or _is_number(code):
             return code
         return ("(", *code, ")")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -48,12 +48,12 @@ class _Entry:
     Attributes:
         item: the step or scope.
         lines: its statements.
-        names: variables that it binds and that are used after it.
+        names: variable that it binds -> the value in it.
     """
 
     item: Node | Scope
     lines: tuple[Code, ...]
-    names: tuple[str, ...] = ()
+    names: Mapping[str, Value] = field(default_factory=dict)
 
 
 class Writer:
@@ -109,7 +109,7 @@ class _Body:
         for k, item in enumerate(self._scope.items):
             if item not in self._inlined:
                 entries.append(self._entry(item, [v for v, at in last.items() if at == k], last))
-        lines = list(self._blocks(entries))
+        lines = list(self._blocks(entries, last))
         if inputs is not None:
             lines.append((0, ("return ", *self._code.value(result, "the output"))))
         elif returned:
@@ -205,7 +205,7 @@ class _Body:
         if item not in last:
             return _Entry(item, (code,))
         name = self._locals.result(item, item, used_up)
-        return _Entry(item, ((f"{name} = ", *code),), (name,))
+        return _Entry(item, ((f"{name} = ", *code),), {name: item})
 
     def _in_place(self, item: Node, dying: list[Value], last: dict[Value, int]) -> _Entry:
         """``x += y`` where nobody asks for the old ``x``; else by the function."""
@@ -217,13 +217,14 @@ class _Body:
             code = call(f"operator.{item.target.__name__}", self._code.value(target, ""), code)  # type: ignore[union-attr]
             self._locals.release(dying)
             name = self._locals.result(item, item, ()) if item in last else ""
-            return _Entry(item, ((f"{name} = ", *code) if name else code,), (name,) if name else ())
+            bound = {name: item} if name else {}
+            return _Entry(item, ((f"{name} = ", *code) if name else code,), bound)
         assert isinstance(target, Node)
         name = self._locals[target]
         self._locals.release(dying)
         if item in last:
             self._locals.bind(item, name)
-        return _Entry(item, ((f"{name} {ASSIGNING[item.target]} ", *code),), (name,))  # type: ignore[index]
+        return _Entry(item, ((f"{name} {ASSIGNING[item.target]} ", *code),))  # type: ignore[index]
 
     def _scope_call(self, scope: Scope, dying: list[Value]) -> _Entry:
         arguments = tuple(
@@ -236,11 +237,13 @@ class _Body:
             return _Entry(scope, (code,))
         if len(scope.outputs) == 1:
             name = self._locals.result(scope.outputs[0], scope, used_up)
-            return _Entry(scope, ((f"{name} = ", *code),), (name,))
-        names = [self._locals.result(n, n, ()) for n in scope.outputs]
-        return _Entry(scope, ((*_together(names), " = ", *code),), tuple(names))
+            return _Entry(scope, ((f"{name} = ", *code),), {name: scope.outputs[0]})
+        names = {self._locals.result(n, n, ()): n for n in scope.outputs}
+        return _Entry(scope, ((*_together(list(names)), " = ", *code),), names)
 
-    def _blocks(self, entries: list[_Entry]) -> Iterator[tuple[int, Code]]:
+    def _blocks(
+        self, entries: list[_Entry], last: Mapping[Value, int]
+    ) -> Iterator[tuple[int, Code]]:
         """The statements, in ``with`` and ``if`` where regions and modes ask for it."""
         depth, empty = 0, False
         owner = self._scope.path
@@ -248,8 +251,11 @@ class _Body:
             several = list(group)
             inner = depth
             if condition is not None:
-                names = [name for entry in several for name in entry.names]
-                yield depth, (" = ".join(dict.fromkeys(names)) + " = None",)
+                end = self._scope.items.index(several[-1].item)
+                bound = [pair for entry in several for pair in entry.names.items()]
+                names = [name for name, value in bound if last.get(value, -1) > end]
+                if names:
+                    yield depth, (" = ".join(names) + " = None",)
                 yield depth, (f"if {self._flag(condition)}:",)
                 inner += 1
             for entry in several:

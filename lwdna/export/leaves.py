@@ -140,7 +140,8 @@ def _signature(kind: type[nn.Module]) -> Iterator[inspect.Parameter]:
 def _value(module: nn.Module, p: inspect.Parameter) -> Any:
     """What an argument was, by the attribute that keeps it."""
     if isinstance(p.default, bool) and p.name in module._parameters:
-        return module._parameters[p.name] is not None
+        affine = getattr(module, "affine", getattr(module, "elementwise_affine", True))
+        return module._parameters[p.name] is not None if affine else p.default
     kind, _, layer = p.name.rpartition("_")
     if layer == "layer" and kind in module._modules:  # act_layer of timm's norms with activations
         found = type(module._modules[kind])

@@ -174,6 +174,8 @@ def _bytes(t: Tensor) -> bytes:
     return data
 
 
-def shape_of(tensor: Tensor, hint: str) -> tuple[Code, ...]:
-    """The sizes of a tensor as arguments of ``torch.zeros``."""
-    return tuple(number(n, hint) for n in tensor.shape) or (("()",),)
+def zeros_like(tensor: Tensor, hint: str) -> Code:
+    """``torch.zeros`` of a tensor's shape and dtype."""
+    sizes = tuple(number(n, hint) for n in tensor.shape) or (("()",),)
+    dtype = () if tensor.dtype is torch.float32 else ((f"dtype={tensor.dtype}",),)
+    return call("torch.zeros", *sizes, *dtype)

@@ -208,15 +208,14 @@ def _is_chain(scope: Scope, found: Program) -> bool:
     """Whether ``torch.nn.Sequential`` does what the scope does."""
     tree, module = found.tree, found.tree.modules[scope.path]
     children = tree.children(scope.path)
-    numbered = list(children) == [str(k) for k in range(len(children))]
     bare = not module._parameters and not module._buffers
-    if type(module) is Container and not (numbered and bare):
+    if type(module) is Container and not (bare and tree.numbered(scope.path)):
         return False
     if len(children) != len(scope.items) or len(scope.inputs) != 1 or len(scope.outputs) != 1:
         return False
     given: Value = scope.inputs[0]
     for path, item in zip(children.values(), scope.items, strict=True):
-        if not isinstance(given, Node) or found.condition(item) is not None:
+        if not isinstance(given, Node) or found.condition(item) != scope.condition:
             return False
         taken, result = _call(item)
         if result is None or taken != (tree.shared.get(path, path), [given]):

@@ -13,8 +13,7 @@ from lwdna.export.code import quoted
 from lwdna.export.names import is_identifier
 from lwdna.fx_passes.module import CONSTANTS, FUNCTIONS, Container
 
-_LISTS = (nn.Sequential, nn.ModuleList)
-PLAIN = (*_LISTS, nn.ModuleDict)
+PLAIN = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class Tree:
         module = self.modules.get(path)
         return module is not None and (not path or type(module) in (Container, *PLAIN))
 
+    def numbered(self, path: str) -> bool:
+        """Whether the children are called "0", "1" ..., as those of a sequence."""
+        names = list(self.children(path))
+        return bool(names) and names == [str(k) for k in range(len(names))]
+
     def access(self, path: str, start: str) -> str:
         """How code in the module at ``start`` reaches what is at ``path`` below it."""
         text, at = "self", start
@@ -52,10 +56,9 @@ class Tree:
         return text
 
     def _step(self, text: str, at: str, name: str) -> str:
-        kind = type(self.modules.get(at))
-        if kind is nn.ModuleDict:
+        if type(self.modules.get(at)) is nn.ModuleDict:
             return f"{text}[{quoted(name)}]"
-        if kind in _LISTS and name.isdecimal():
+        if self.is_container(at) and name in self.children(at) and self.numbered(at):
             return f"{text}[{name}]"
         return f"{text}.{name}" if is_identifier(name) else f"getattr({text}, {quoted(name)})"
 
