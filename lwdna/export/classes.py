@@ -1,92 +1,19 @@
-"""Classes of the written file: one for all modules that differ in numbers alone.
-
-Two modules share a class if their code is the same but for numbers. Numbers that all of them have
-in common stand in the class; the others become arguments of its constructor, and those that go
-together in all of them become one.
-"""
+"""Writes the modules of a network as classes, the innermost first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from torch import nn
 
-from lwdna.export.code import INDENT, Code, Group, Number, call, filled, lines, numbers, quoted
-from lwdna.export.functions import Function, Writer
+from lwdna.export.code import Code, Group, call, quoted
+from lwdna.export.functions import Writer
 from lwdna.export.leaves import leaf
 from lwdna.export.literals import Tables, zeros_like
-from lwdna.export.names import Imports, identifier, is_identifier, unused
+from lwdna.export.names import Imports, identifier, is_identifier
 from lwdna.export.scopes import Program
+from lwdna.export.templates import Template, Written, parametrise
 from lwdna.export.tree import Tree, join
-
-
-@dataclass(frozen=True)
-class Template:
-    """A module's class, with its own numbers.
-
-    Attributes:
-        path: where the module is.
-        name: what its class was called in the model.
-        base: the class that it derives from.
-        fields: statements of the constructor.
-        function: its ``forward``, if it has one.
-    """
-
-    path: str
-    name: str
-    base: str
-    fields: tuple[Code, ...]
-    function: Function | None
-
-    def codes(self) -> Iterator[Code]:
-        """Everything that numbers stand in: the constructor, then ``forward``."""
-        yield from self.fields
-        if self.function is not None:
-            yield from self.function.arguments
-            yield from (code for _, code in self.function.lines)
-
-    def numbers(self) -> list[Number]:
-        """All numbers, in order."""
-        return [number for code in self.codes() for number in numbers(code)]
-
-    def key(self) -> tuple[object, ...]:
-        """The same for modules that can share a class."""
-        depths = None if self.function is None else tuple(d for d, _ in self.function.lines)
-        holes = iter([""] * len(self.numbers()))
-        return self.name, self.base, depths, len(self.fields), tuple(filled(c, holes) for c in self.codes())
-
-
-@dataclass
-class Written:
-    """A class of the file.
-
-    Attributes:
-        name: of the class.
-        templates: the modules that it is for.
-        parameters: name of an argument of the constructor -> one value per module.
-        texts: how each number of the class is written: an argument's name, or the number.
-    """
-
-    name: str
-    templates: list[Template]
-    parameters: dict[str, list[int | float]] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
-
-    def instance(self, k: int, hint: str) -> Code:
-        """The call that makes the ``k``-th of its modules.
-
-        Args:
-            k: index of a template.
-            hint: what the numbers in it are called after.
-        """
-        return call(
-            self.name,
-            *(
-                (f"{name}=", Number(values[k], f"{hint}_{name}"))
-                for name, values in self.parameters.items()
-            ),
-        )
 
 
 class Classes:
@@ -99,9 +26,7 @@ class Classes:
         tables: writes tensors that no state_dict holds.
     """
 
-    def __init__(
-        self, program: Program, writer: Writer, imports: Imports, tables: Tables
-    ) -> None:
+    def __init__(self, program: Program, writer: Writer, imports: Imports, tables: Tables) -> None:
         self._program = program
         self._tree: Tree = program.tree
         self._writer = writer
@@ -213,9 +138,7 @@ class Classes:
         if self._tree.numbered(path) or not children:
             return call("nn.Sequential", *children.values())
         self._imports.add("from collections import OrderedDict")
-        pairs = tuple(
-            (Group(((quoted(name),), code)),) for name, code in children.items()
-        )
+        pairs = tuple((Group(((quoted(name),), code)),) for name, code in children.items())
         return call("nn.Sequential", call("OrderedDict", (Group(pairs, "[", "]"),)))
 
     def _finish(self) -> Iterator[Code]:
@@ -254,7 +177,7 @@ class Classes:
             groups.setdefault(template.key(), []).append(template)
         for group in groups.values():
             written = Written(self._class_name(group[0]), group)
-            _parametrise(written, self._used(group[0].path))
+            parametrise(written, self._used(group[0].path))
             self.written.append(written)
             for k, template in enumerate(group):
                 self._instances[template.path] = (written, k)
@@ -281,62 +204,3 @@ def _assigned(name: str, code: Code) -> Code:
     if is_identifier(name):
         return (f"self.{name} = ", *code)
     return call("self.add_module", (quoted(name),), code)
-
-
-def _parametrise(written: Written, used: set[str]) -> None:
-    """Tell the numbers that all modules share from those that they are made with."""
-    columns = list(zip(*(template.numbers() for template in written.templates), strict=True))
-    known: dict[tuple[str, ...], str] = {}
-    for column in columns:
-        values = tuple(repr(number.value) for number in column)
-        if len(set(values)) == 1:
-            written.texts.append(values[0])
-            continue
-        if values not in known:
-            name = unused(identifier(column[0].hint.strip("_"), "n"), used)
-            used.add(name)
-            known[values] = name
-            written.parameters[name] = [number.value for number in column]
-        written.texts.append(known[values])
-
-
-def class_lines(written: Written) -> Iterator[str]:
-    """The source of a class."""
-    template = written.templates[0]
-    count = sum(len(list(numbers(code))) for code in template.fields)
-    inside = written.texts[:count]
-    outside = [
-        f"self.{text}" if text in written.parameters else text for text in written.texts[count:]
-    ]
-    kept = [name for name in written.parameters if f"self.{name}" in outside]
-    yield f"class {written.name}({template.base}):"
-    yield from _docstring(written)
-    parameters = tuple((name,) for name in ("self", *written.parameters))
-    yield from lines(("def __init__", Group(parameters), ":"), 1)
-    texts = iter(inside)
-    first, *others = [filled(code, texts) for code in template.fields]
-    yield from lines(first, 2)
-    for name in kept:
-        yield f"{INDENT * 2}self.{name} = {name}"
-    for code in others:
-        yield from lines(code, 2)
-    if template.function is None:
-        return
-    texts = iter(outside)
-    arguments = tuple(filled(code, texts) for code in template.function.arguments)
-    yield ""
-    yield from lines(("def forward", Group((("self",), *arguments)), ":"), 1)
-    for depth, code in template.function.lines:
-        yield from lines(filled(code, texts), 2 + depth)
-    if not template.function.lines:
-        yield f"{INDENT * 2}pass"
-
-
-def _docstring(written: Written) -> Iterator[str]:
-    paths = [ascii(t.path)[1:-1] for t in written.templates if t.path]
-    if paths:
-        shown = ", ".join(paths) if len(", ".join(paths)) < 70 else f"{paths[0]} ... {paths[-1]}"
-        count = f" ({len(paths)} modules)" if "..." in shown else ""
-        text = f"{shown}{count}".replace('"', "'").replace("\\", "/")
-        yield f'{INDENT}"""{text}."""'
-        yield ""

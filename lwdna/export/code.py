@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Union
 
 #: Columns of the written file: the default of ruff and black.
 COLUMNS = 88
@@ -40,7 +39,7 @@ class Group:
     closing: str = ")"
 
 
-Piece = Union[str, Number, Group]
+Piece = str | Number | Group
 #: What stands one after the other.
 Code = tuple[Piece, ...]
 

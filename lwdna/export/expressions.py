@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from lwdna.errors import UnsupportedModelError
-from lwdna.export.code import Code, Group, Number, Piece, call, flat, plain, quoted
+from lwdna.export.code import Code, Group, Number, Piece, call, flat, plain
 from lwdna.export.literals import Literals
 from lwdna.export.names import Imports, is_identifier
 from lwdna.export.values import function_name
@@ -117,9 +117,10 @@ class Expressions:
             return said if step.args[1] else ("not ", *said)
         if target in _INFIX and plainly and len(step.args) == 2:
             left, right = (self._operand(a, where) for a in step.args)
-            if target is operator.pow and all(_SIMPLE.fullmatch(flat(s)) for s in (left, right)):
+            if target is operator.pow:
                 left = ("(", *left, ")") if flat(left).startswith("-") else left
-                return (*left, "**", *right)
+                if all(_SIMPLE.fullmatch(flat(side)) for side in (left, right)):
+                    return (*left, "**", *right)
             return (*left, f" {_INFIX[target]} ", *right)
         if target in _PREFIX and plainly:
             return (_PREFIX[target], *self._operand(step.args[0], where))
@@ -131,9 +132,7 @@ class Expressions:
             condition, message = step.args
             self._imports.add("import torch")
             message = _ABSOLUTE.sub("", message) if isinstance(message, str) else message
-            return call(
-                "torch._assert", self.value(condition, where), self.value(message, where)
-            )
+            return call("torch._assert", self.value(condition, where), self.value(message, where))
         return self._called(step, (self._imports.name_of(target, where),), step.args)
 
     def _compared(self, step: Node) -> bool:

@@ -15,16 +15,14 @@ from lwdna.errors import UnsupportedModelError
 from lwdna.export.code import COLUMNS, Code, Group, call, flat
 from lwdna.export.expressions import ASSIGNING, Expressions
 from lwdna.export.locals import Locals
-from lwdna.export.names import Imports, is_identifier
+from lwdna.export.names import TAKEN, Imports, is_identifier
 from lwdna.export.scopes import Program, Scope, Value, is_below
 from lwdna.export.values import inlined, sizes
 from lwdna.fx_passes.autocast import enter_autocast, exit_autocast
 from lwdna.fx_passes.conditional import Condition
 
-#: What arguments of ``forward`` must not hide, since the code may call it.
-_CALLED = frozenset(
-    ("F", "float", "getattr", "int", "len", "math", "max", "min", "nn", "operator", "range")
-) | {"round", "self", "slice", "torch"}
+#: Builtins that the code may call, so that arguments of ``forward`` must not hide them.
+_CALLED = frozenset(("float", "getattr", "int", "len", "max", "min", "range", "round", "slice"))
 _AUTOCAST = ("device_type", "dtype", "enabled", "cache_enabled")
 
 
@@ -119,7 +117,7 @@ class _Body:
 
     def _placeholder(self, node: Node) -> Code:
         name = str(node.target)
-        if not is_identifier(name) or name in _CALLED:
+        if not is_identifier(name) or name in TAKEN | _CALLED:
             raise UnsupportedModelError(
                 f"forward has an argument {name!r}, which means something else in the file: "
                 "rename it in the model"
@@ -146,8 +144,10 @@ class _Body:
         condition = self._relative(item)
         if condition is not None and not is_below(condition.flag, self._scope.path):
             yield condition.flag
-        for value in item.inputs if isinstance(item, Scope) else map(
-            self._program.value, item.all_input_nodes
+        for value in (
+            item.inputs
+            if isinstance(item, Scope)
+            else map(self._program.value, item.all_input_nodes)
         ):
             if isinstance(value, Node) and value in self._inlined:
                 yield from self._taken(value)

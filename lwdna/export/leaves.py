@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 
 from lwdna.errors import UnsupportedModelError
 from lwdna.export.code import Code, call
@@ -86,9 +85,6 @@ def _check_plain(module: nn.Module, where: str) -> None:
             f"{where} has a parametrization: remove it first "
             "(torch.nn.utils.parametrize.remove_parametrizations)"
         )
-    for tensor in (*module.parameters(), *module.buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
-            raise UnsupportedModelError(f"{where} is lazy: run the network once first")
 
 
 _Found = list[tuple[str, bool, Any]]  # name, whether it goes by position, value
@@ -128,9 +124,7 @@ def _signature(kind: type[nn.Module]) -> Iterator[inspect.Parameter]:
         _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         if base is nn.Module:
             return
-        if parameters and all(
-            p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
-        ):
+        if parameters and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             continue
         own = base is kind
         yield from (p for p in parameters if own or p.name != _MODE)
@@ -218,7 +212,9 @@ def _later(
         if child is None or other is None or type(child) is not type(other):
             if not is_identifier(name):
                 raise UnsupportedModelError(f"{where} has another child {name!r} than when made")
-            inner = Leaf(("None",)) if child is None else leaf(child, f"{path}.{name}", name, imports)
+            inner = (
+                Leaf(("None",)) if child is None else leaf(child, f"{path}.{name}", name, imports)
+            )
             yield f"{dot}{name}", inner.constructor
             yield from ((f"{dot}{name}.{rest}", code) for rest, code in inner.later)
         else:

@@ -159,14 +159,15 @@ class Tables:
             self._imports.add("import zlib")
 
 
-_READER = '''
-
-def table(text, dtype, shape):
-    """A constant tensor: its bytes (little-endian), compressed, in base64."""
-    data = bytearray(zlib.decompress(base64.b64decode(text)))
-    return torch.frombuffer(data, dtype=dtype).reshape(shape)
-
-'''.split("\n")[:-1]
+_READER = (
+    "",
+    "",
+    "def table(text, dtype, shape):",
+    f'{INDENT}"""A constant tensor: its bytes (little-endian), compressed, in base64."""',
+    f"{INDENT}data = bytearray(zlib.decompress(base64.b64decode(text)))",
+    f"{INDENT}return torch.frombuffer(data, dtype=dtype).reshape(shape)",
+    "",
+)
 
 
 def _bytes(t: Tensor) -> bytes:

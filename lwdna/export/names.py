@@ -36,8 +36,11 @@ _OPERATORS = {
     "torchvision": "import torchvision",
 }
 #: Names in the file that nothing else may have.
-_TAKEN = frozenset(
-    ("F", "OrderedDict", "base64", "math", "nn", "operator", "self", "table", "torch", "zlib")
+TAKEN = frozenset(
+    (
+        *("F", "OrderedDict", "base64", "math", "nn", "operator", "self", "table", "timm", "torch"),
+        *("torchvision", "zlib"),
+    )
 )
 _BUILTINS = frozenset(dir(builtins))
 
@@ -137,7 +140,7 @@ def is_identifier(name: str) -> bool:
 
 def is_free(name: str) -> bool:
     """Whether a variable may have this name: it hides nothing that the file uses."""
-    return is_identifier(name) and name not in _TAKEN and name not in _BUILTINS
+    return is_identifier(name) and name not in TAKEN and name not in _BUILTINS
 
 
 def identifier(text: str, default: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 from torch import nn
 from torch.fx import Graph, Node
@@ -116,12 +115,15 @@ def _constants(graph: Graph, tree: Tree, owners: Mapping[Node, str]) -> dict[str
     """A path for each tensor that tracing has made: at the module that uses it."""
     users: dict[str, list[str]] = {}
     for n in graph.nodes:
-        if n.op == "get_attr" and str(n.target).startswith(f"{CONSTANTS}."):
+        if n.op == "get_attr" and n.users and str(n.target).startswith(f"{CONSTANTS}."):
             users.setdefault(str(n.target), []).extend(owners.get(user, "") for user in n.users)
     found: dict[str, str] = {}
     for target, paths in users.items():
-        home = ".".join(commonprefix([path.split(".") for path in paths])) if paths else ""
-        while home and type(tree.modules[home]) is not Container:
+        home = paths[0]
+        while home and not (
+            type(tree.modules[home]) is Container
+            and all(f"{path}.".startswith(f"{home}.") for path in paths)
+        ):
             home = home.rpartition(".")[0]
         module = tree.modules[home]
         used = {*module._parameters, *module._buffers, *module._modules}

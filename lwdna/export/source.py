@@ -14,12 +14,13 @@ from torch.fx import GraphModule
 from lwdna.dna import Dna, versions
 from lwdna.errors import UnsupportedModelError
 from lwdna.export.check import check_source
-from lwdna.export.classes import Classes, class_lines
+from lwdna.export.classes import Classes
 from lwdna.export.code import Code
 from lwdna.export.functions import Writer
 from lwdna.export.literals import Literals, Tables
 from lwdna.export.names import Imports
 from lwdna.export.scopes import program
+from lwdna.export.templates import class_lines
 from lwdna.export.tree import tree_of
 from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.regions import is_captured, meta_of
@@ -133,5 +134,3 @@ def _header(net: nn.Module, name: str) -> Iterator[str]:
 def _safe(text: str) -> str:
     """Text that cannot end the comment it stands in."""
     return ascii(text)[1:-1].replace('"', "'").replace("\\", "/")
-
-

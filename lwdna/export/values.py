@@ -17,11 +17,26 @@ _SIZE_METHODS = frozenset(("dim", "element_size", "numel", "size", "stride"))
 _ARITHMETIC = frozenset(
     getattr(operator, name)
     for name in (
-        *("add", "and_", "eq", "floordiv", "ge", "gt", "invert", "le", "lshift", "lt", "mod", "mul"),
+        *(
+            "add",
+            "and_",
+            "eq",
+            "floordiv",
+            "ge",
+            "gt",
+            "invert",
+            "le",
+            "lshift",
+            "lt",
+            "mod",
+            "mul",
+        ),
         *("ne", "neg", "not_", "or_", "pos", "pow", "rshift", "sub", "truediv", "xor"),
     )
 )
-_NUMBERS = frozenset((len, max, min, round, int, float, math.ceil, math.floor, math.sqrt, math.trunc))
+_NUMBERS = frozenset(
+    (len, max, min, round, int, float, math.ceil, math.floor, math.sqrt, math.trunc)
+)
 _SEVERAL = frozenset(
     ("chunk", "hsplit", "split", "split_with_sizes", "tensor_split", "topk", "unbind", "vsplit")
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -89,9 +90,7 @@ def same(net: nn.Module, again: nn.Module, *inputs: Any) -> None:
             for out in found:
                 total = sum(t.float().square().mean() for t in out if isinstance(t, Tensor))
                 total.backward()  # type: ignore[union-attr]
-    for (name, p), (other, q) in zip(
-        net.named_parameters(), again.named_parameters(), strict=True
-    ):
+    for (name, p), (other, q) in zip(net.named_parameters(), again.named_parameters(), strict=True):
         assert name == other and p.requires_grad == q.requires_grad
         assert (p.grad is None) == (q.grad is None)
         assert p.grad is None or torch.equal(p.grad, q.grad)
@@ -113,9 +112,7 @@ def shrunk(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model, _ = build(name)
     x = torch.randn(2, *small_size(name))
-    net = lwdna.shrink(
-        model, 0.7, widen=1.0, criterion="random", example_inputs=x, progress=False
-    )
+    net = lwdna.shrink(model, 0.7, widen=1.0, criterion="random", example_inputs=x, progress=False)
     return net, x
 
 
@@ -476,7 +473,10 @@ def leaf(kind: type[nn.Module]) -> nn.Module:
         (hooked, "module 'conv' .Conv2d. has hooks"),
         (local, "module 'act' .Layer. needs .*Layer"),
         (argument, "an argument 'nn'"),
-        (lambda: lwdna.capture(Calls(lambda x: torch.ops.test_export.twice(x)), X), "nothing tells which import registers it"),
+        (
+            lambda: lwdna.capture(Calls(lambda x: torch.ops.test_export.twice(x)), X),
+            "nothing tells which import registers it",
+        ),
         (parametrized, "module '0' .ParametrizedConv2d. has a parametrization"),
         (lambda: leaf(Lost), "module '1' .Lost. does not keep the argument 'size'"),
         (lambda: leaf(Odd), "module '1' .Odd. differs from what its constructor makes: handle"),
@@ -494,8 +494,32 @@ def test_what_cannot_be_written_is_named(
     assert path.read_text() == "as it was" and list(tmp_path.iterdir()) == [path]
 
 
+def test_layers_that_were_put_in_later_come_along(tmp_path: Path) -> None:
+    net = lwdna.capture(Calls(F.relu, head=nn.Conv2d(3, 4, 1)), X)
+    net.conv = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(3, 6, 1))
+    net.head = nn.Conv2d(4, 5, 1)
+    same(net, exported(net, tmp_path), X)
+
+
+def test_a_part_of_a_detector_is_a_network(tmp_path: Path) -> None:
+    parts = lwdna.capture(detector(), batch())
+    part: Any = parts.get_submodule("stem")
+    same(part, exported(part, tmp_path), X)
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks), str(page), "exec"), names)
+    assert names["name"] == "ResNet"
+
+
 def test_what_is_not_captured_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="lwdna.capture"):
+    with pytest.raises(TypeError, match="pass what lwdna"):
         lwdna.export_source(nn.ReLU(), tmp_path / "exported.py")
 
 
