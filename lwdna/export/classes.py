@@ -13,7 +13,10 @@ from lwdna.export.literals import Tables, zeros_like
 from lwdna.export.names import Imports, identifier, is_identifier
 from lwdna.export.scopes import Program
 from lwdna.export.templates import Template, Written, parametrise
-from lwdna.export.tree import Tree, join
+from lwdna.export.tree import PLAIN, Tree, join
+
+#: Arguments of a constructor; modules that would need more get classes of their own.
+_MOST = 10
 
 
 class Classes:
@@ -57,7 +60,7 @@ class Classes:
         """Whether a module is written as a class of its own."""
         scope = self._program.scopes.get(path)
         kind = type(self._tree.modules[path])
-        plain = kind in (nn.Sequential, nn.ModuleList, nn.ModuleDict) and path
+        plain = kind in PLAIN and path
         chain = scope is not None and scope.chain
         return self._tree.is_container(path) and not plain and not chain
 
@@ -176,11 +179,26 @@ class Classes:
         for template in templates:
             groups.setdefault(template.key(), []).append(template)
         for group in groups.values():
-            written = Written(self._class_name(group[0]), group)
-            parametrise(written, self._used(group[0].path))
-            self.written.append(written)
-            for k, template in enumerate(group):
-                self._instances[template.path] = (written, k)
+            if len(self._written(group).parameters) <= _MOST:
+                self._add(group)
+                continue
+            alike: dict[tuple[str, ...], list[Template]] = {}
+            for template in group:
+                values = tuple(repr(number.value) for number in template.numbers())
+                alike.setdefault(values, []).append(template)
+            for part in alike.values():
+                self._add(part)
+
+    def _written(self, group: list[Template]) -> Written:
+        written = Written(self._class_name(group[0]), group)
+        parametrise(written, self._used(group[0].path))
+        return written
+
+    def _add(self, group: list[Template]) -> None:
+        written = self._written(group)
+        self.written.append(written)
+        for k, template in enumerate(group):
+            self._instances[template.path] = (written, k)
 
     def _class_name(self, template: Template) -> str:
         own = identifier(template.name, "Module")

@@ -55,6 +55,11 @@ def quoted(text: str) -> str:
     return literal if '"' in text or literal.startswith('"') else f'"{literal[1:-1]}"'
 
 
+def readable(text: str) -> str:
+    """Text that cannot end the comment or docstring it stands in."""
+    return ascii(text)[1:-1].replace('"', "'").replace("\\", "/")
+
+
 def number(value: int | float, hint: str) -> Code:
     """A number; infinities and NaN, which have no literal, as ``float("inf")``."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -56,6 +56,14 @@ ASSIGNING = {
     operator.ior: "|=",
     operator.ixor: "^=",
 }
+#: Functions whose numbers may be widths; those of others (dimensions, mostly) stay in the code.
+_SIZED = frozenset(
+    (
+        *("batch_norm", "dropout", "expand", "group_norm", "layer_norm", "leaky_relu", "narrow"),
+        *("new_ones", "new_zeros", "ones", "repeat", "reshape", "rms_norm", "split", "unflatten"),
+        *("scaled_dot_product_attention", "split_with_sizes", "tile", "view", "zeros"),
+    )
+)
 _ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\](?:[^\s:/\\]+[/\\])+(?=[^\s:/\\]+\.py:\d+)")
 _SIMPLE = re.compile(r"-?[\w.]+")
 _ATOM = re.compile(r"(?:getattr\(self, \"[^\"\\]*\"\)|[\w.]+)(?:\[[\w.:, -]*\]|[\w.]+)*")
@@ -105,7 +113,7 @@ class Expressions:
         pair = alternatives(step)
         if pair is not None:
             flag: Any = step.args[1]
-            no, yes = (self._operand(side, where) for side in pair)
+            no, yes = (self._operand(side, where, "mode") for side in pair)
             return (*yes, " if ", *self._name(flag), " else ", *no)
         return self._function(step, where)
 
@@ -116,7 +124,8 @@ class Expressions:
             said = self._operand(step.args[0], where)
             return said if step.args[1] else ("not ", *said)
         if target in _INFIX and plainly and len(step.args) == 2:
-            left, right = (self._operand(a, where) for a in step.args)
+            hint = function_name(step)
+            left, right = (self._operand(a, where, hint) for a in step.args)
             if target is operator.pow:
                 left = ("(", *left, ")") if flat(left).startswith("-") else left
                 if all(_SIMPLE.fullmatch(flat(side)) for side in (left, right)):
@@ -148,12 +157,12 @@ class Expressions:
     def item(self, step: Node, where: str) -> Code:
         """``tensor[index]`` of a step that reads or sets items."""
         base, index = step.args[:2]
+        if isinstance(index, tuple) and len(index) > 1:
+            parts = tuple(self._index(entry, where) for entry in index)
+            return (*self._base(base, where), Group(parts, "[", "]"))
         return (*self._base(base, where), "[", *self._index(index, where), "]")
 
     def _index(self, index: Any, where: str) -> Code:
-        if isinstance(index, tuple) and len(index) > 1:
-            parts = [self._index(entry, where) for entry in index]
-            return tuple(piece for part in parts for piece in (*part, ", "))[:-1]
         if isinstance(index, slice):
             return self._slice(index, where)
         return plain(self.value(index, where))
@@ -171,7 +180,8 @@ class Expressions:
         items = [self.value(a, where, f"{hint}_{k}") for k, a in enumerate(args)]
         for key, a in step.kwargs.items():
             items.append((f"{_named(key, where)}=", *self.value(a, where, f"{hint}_{key}")))
-        return (*function, Group(tuple(items)))
+        code: Code = (*function, Group(tuple(items)))
+        return code if hint in _SIZED else plain(code)
 
     def _callee(self, target: str, where: str) -> Code:
         if not target.startswith(f"{FUNCTIONS}."):
@@ -188,9 +198,9 @@ class Expressions:
         code = self._operand(value, where)
         return ("(", *code, ")") if _is_number(code) else code
 
-    def _operand(self, value: Any, where: str) -> Code:
+    def _operand(self, value: Any, where: str, hint: str = "") -> Code:
         """A value beside an operator."""
-        code = self.value(value, where)
+        code = self.value(value, where, hint)
         if _ATOM.fullmatch(flat(code)) and not _is_number(code):
             return code
         lone = [p for p in code if not isinstance(p, str)]

@@ -12,11 +12,12 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from lwdna.errors import UnsupportedModelError
-from lwdna.export.code import COLUMNS, Code, Group, call, flat
+from lwdna.export.code import COLUMNS, Code, Group, call, flat, readable
 from lwdna.export.expressions import ASSIGNING, Expressions
 from lwdna.export.locals import Locals
 from lwdna.export.names import TAKEN, Imports, is_identifier
 from lwdna.export.scopes import Program, Scope, Value, is_below
+from lwdna.export.tree import PLAIN
 from lwdna.export.values import inlined, sizes
 from lwdna.fx_passes.autocast import enter_autocast, exit_autocast
 from lwdna.fx_passes.conditional import Condition
@@ -266,7 +267,7 @@ class _Body:
                     continue
                 previous, owner = owner, self._owner(entry.item)
                 if owner not in (previous, self._scope.path):
-                    yield inner, (f"# {ascii(owner)[1:-1]}",)
+                    yield inner, (f"# {readable(owner)}",)
                 for line in entry.lines:
                     yield inner, line
                 empty = isinstance(entry.item, Node) and entry.item.target is enter_autocast
@@ -274,9 +275,11 @@ class _Body:
                     depth, inner = depth + 1, inner + 1
 
     def _owner(self, item: Node | Scope) -> str:
-        if isinstance(item, Scope):
-            return self._scope.path
-        return self._program.owners[item]
+        """Whose code a step is, for the comment above it; lists of modules have none."""
+        path = self._scope.path if isinstance(item, Scope) else self._program.owners[item]
+        while type(self._program.tree.modules[path]) in PLAIN:
+            path = path.rpartition(".")[0]
+        return path
 
     def _flag(self, condition: Condition) -> str:
         own = is_below(condition.flag, self._scope.path)

@@ -177,6 +177,6 @@ def _bytes(t: Tensor) -> bytes:
 
 def zeros_like(tensor: Tensor, hint: str) -> Code:
     """``torch.zeros`` of a tensor's shape and dtype."""
-    sizes = tuple(number(n, hint) for n in tensor.shape) or (("()",),)
+    sizes = tuple(number(n, f"{hint}_dim{d}") for d, n in enumerate(tensor.shape)) or (("()",),)
     dtype = () if tensor.dtype is torch.float32 else ((f"dtype={tensor.dtype}",),)
     return call("torch.zeros", *sizes, *dtype)

@@ -15,7 +15,7 @@ from lwdna.dna import Dna, versions
 from lwdna.errors import UnsupportedModelError
 from lwdna.export.check import check_source
 from lwdna.export.classes import Classes
-from lwdna.export.code import Code
+from lwdna.export.code import Code, readable
 from lwdna.export.functions import Writer
 from lwdna.export.literals import Literals, Tables
 from lwdna.export.names import Imports
@@ -25,7 +25,7 @@ from lwdna.export.tree import tree_of
 from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.regions import is_captured, meta_of
 
-_LIBRARIES = ("torch", "torchvision", "timm")
+_LIBRARIES = ("lwdna", "torch", "torchvision", "timm")
 
 
 def export_source(net: nn.Module, path: str | os.PathLike[str]) -> str:
@@ -113,7 +113,7 @@ def _header(net: nn.Module, name: str) -> Iterator[str]:
     yield f'"""{name} in plain PyTorch, written by lwdna.'
     yield ""
     if isinstance(dna, Dna):
-        yield f"Widths: shrunk by the criterion {_safe(dna.criterion)}, seed {dna.seed}."
+        yield f"Widths: shrunk by the criterion {readable(dna.criterion)}, seed {dna.seed}."
         for metric in ("macs", "params"):
             before, after = getattr(dna.before, metric), getattr(dna.after, metric)
             yield f"{metric}: {after:,} of {before:,} ({after / before:.1%})"
@@ -121,16 +121,11 @@ def _header(net: nn.Module, name: str) -> Iterator[str]:
     else:
         yield f"params: {parameters:,}"
     known = versions()
-    used = ", ".join(f"{library} {known[library]}" for library in _LIBRARIES)
-    yield f"Written with Python {known['python']}, {used}."
+    used = [f"{name} {known[name]}" for name in _LIBRARIES if known[name] != "not installed"]
+    yield f"Written with Python {known['python']}, {', '.join(used)}."
     yield ""
     yield "The values come from a state_dict of the network that was written:"
     yield ""
     yield f"    net = {name}()"
     yield '    net.load_state_dict(torch.load("weights.pt", weights_only=True))'
     yield '"""'
-
-
-def _safe(text: str) -> str:
-    """Text that cannot end the comment it stands in."""
-    return ascii(text)[1:-1].replace('"', "'").replace("\\", "/")

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lwdna.export.code import INDENT, Code, Group, Number, call, filled, lines, numbers
+from lwdna.export.code import INDENT, Code, Group, Number, call, filled, lines, numbers, readable
 from lwdna.export.functions import Function
 from lwdna.export.names import identifier, unused
+
+#: Columns of names of modules in a docstring.
+_SHOWN = 72
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,11 @@ def class_lines(written: Written) -> Iterator[str]:
 
 
 def _docstring(written: Written) -> Iterator[str]:
-    paths = [ascii(t.path)[1:-1] for t in written.templates if t.path]
+    """Which modules the class is for; none for the network itself."""
+    paths = [readable(template.path) for template in written.templates if template.path]
     if paths:
-        shown = ", ".join(paths) if len(", ".join(paths)) < 70 else f"{paths[0]} ... {paths[-1]}"
-        count = f" ({len(paths)} modules)" if "..." in shown else ""
-        text = f"{shown}{count}".replace('"', "'").replace("\\", "/")
-        yield f'{INDENT}"""{text}."""'
+        shown = ", ".join(paths)
+        if len(shown) > _SHOWN:
+            shown = f"{paths[0]}, and {len(paths) - 1} more like it" if paths[1:] else "A module"
+        yield f'{INDENT}"""{shown}."""'
         yield ""

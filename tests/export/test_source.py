@@ -315,7 +315,9 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         x = F.dropout(self.conv(x), 0.5 if self.training else 0.0, True)
-        aux = self.aux(x).mean() * 2 if self.training else None
+        early = x.sigmoid()
+        x = x * early
+        aux = self.aux(early).mean() * 2 if self.training else None
         x = self.inner(x)
         return (x, aux) if self.training else x
 
@@ -337,6 +339,30 @@ class Inner(nn.Module):
 def test_code_of_every_kind(model: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     round_trip(model(), tmp_path, X)
+
+
+class Folded(nn.Module):
+    """A number in ``forward`` that goes with a width, and one that goes its own way."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.width, self.scale = width, scale
+        self.conv, self.back = nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).reshape(-1, self.width, 8, 8) ** 2
+        out: Tensor = x + self.back(y) * self.scale
+        return out
+
+
+def test_numbers_in_forward_become_attributes(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        *(Folded(n, s) for n, s in ((4, 0.5), (6, -1.5), (8, math.inf), (6, 2.0)))
+    )
+    text = round_trip(model, tmp_path, X)
+    assert "Folded(conv_out_channels=6, mul=-1.5)" in text
+    assert "reshape(-1, self.conv_out_channels, 8, 8)" in text
+    assert text.count("class Folded") == 2  # an infinity is no number of a constructor
 
 
 def test_tensors_keep_their_dtype(tmp_path: Path) -> None:
