@@ -19,7 +19,7 @@ from lwdna.fx_passes.conditional import alternatives
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 
 #: Operators between two values; operands that are no names or calls get parentheses.
-_INFIX = {
+_INFIX: dict[Any, str] = {
     operator.add: "+",
     operator.sub: "-",
     operator.mul: "*",
@@ -41,9 +41,9 @@ _INFIX = {
     operator.ge: ">=",
 }
 _COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
-_PREFIX = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
+_PREFIX: dict[Any, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
 #: Operators in place.
-ASSIGNING = {
+ASSIGNING: dict[Any, str] = {
     operator.iadd: "+=",
     operator.isub: "-=",
     operator.imul: "*=",

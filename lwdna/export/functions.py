@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from lwdna.errors import UnsupportedModelError
+from lwdna.export.blocks import Entry, Line, blocks
 from lwdna.export.code import COLUMNS, Code, Group, call, flat, readable
 from lwdna.export.expressions import ASSIGNING, Expressions
 from lwdna.export.locals import Locals
@@ -37,22 +37,7 @@ class Function:
     """
 
     arguments: tuple[Code, ...]
-    lines: tuple[tuple[int, Code], ...]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One item's statements.
-
-    Attributes:
-        item: the step or scope.
-        lines: its statements.
-        names: variable that it binds -> the value in it.
-    """
-
-    item: Node | Scope
-    lines: tuple[Code, ...]
-    names: Mapping[str, Value] = field(default_factory=dict)
+    lines: tuple[Line, ...]
 
 
 class Writer:
@@ -104,11 +89,15 @@ class _Body:
             arguments = [self._placeholder(n) for n in inputs]
             returned = _nodes(result)
         last = self._last_uses(returned)
-        entries = []
-        for k, item in enumerate(self._scope.items):
-            if item not in self._inlined:
-                entries.append(self._entry(item, [v for v, at in last.items() if at == k], last))
-        lines = list(self._blocks(entries, last))
+        ending: dict[int, list[Value]] = {}
+        for value, k in last.items():
+            ending.setdefault(k, []).append(value)
+        entries = [
+            self._entry(k, item, ending.get(k, []), last)
+            for k, item in enumerate(self._scope.items)
+            if item not in self._inlined
+        ]
+        lines = list(blocks(entries, readable(self._scope.path)))
         if inputs is not None:
             lines.append((0, ("return ", *self._code.value(result, "the output"))))
         elif returned:
@@ -173,61 +162,87 @@ class _Body:
         condition = self._program.condition(item)
         return None if condition == self._scope.condition else condition
 
-    def _entry(self, item: Node | Scope, dying: list[Value], last: dict[Value, int]) -> _Entry:
-        alone = self._relative(item) is not None  # its variables are bound in one mode only
-        order = list(dict.fromkeys(self._taken(item)))
-        dying = [value for value in order if value in dying and value in self._locals]
-        if alone:  # names that stand for None before the ``if`` must not be in use there
-            dying = []
+    def _entry(
+        self, k: int, item: Node | Scope, ending: list[Value], last: Mapping[Value, int]
+    ) -> Entry:
+        """The statements of the ``k``-th item.
+
+        Args:
+            k: index of the item.
+            item: a step or scope.
+            ending: values that it is the last to use.
+            last: value -> index of the last item that uses it.
+        """
+        condition = self._relative(item)
+        flag = None if condition is None else self._flag(condition)
+        # Names that stand for None before an ``if`` must not be in use there: all stay taken.
+        used = list(dict.fromkeys(self._taken(item))) if condition is None else []
+        dying = [value for value in used if value in ending and value in self._locals]
+        target = None if isinstance(item, Scope) else item.target
+        made = self._statement(item, dying, last)
+        return Entry(
+            k,
+            () if made is None else (made[0],),
+            {} if made is None else {name: last.get(v, -1) for name, v in made[1].items()},
+            flag,
+            readable(self._owner(item)),
+            enters=target is enter_autocast,
+            leaves=target is exit_autocast,
+        )
+
+    def _statement(
+        self, item: Node | Scope, dying: list[Value], last: Mapping[Value, int]
+    ) -> tuple[Code, Mapping[str, Value]] | None:
+        """(statement, the variables that it binds) of an item; None if it needs none."""
         if isinstance(item, Scope):
             return self._scope_call(item, dying)
-        if item.target is enter_autocast:
-            given = zip(_AUTOCAST, item.args, strict=True)
-            arguments = (
-                (f"{name}=", *self._code.value(value, "a region of mixed precision"))
-                for name, value in given
-                if value is not None
-            )
-            self._imports.add("import torch")
-            code: Code = ("with ", *call("torch.autocast", *arguments), ":")
-            self._locals.release(dying)
-            return _Entry(item, (code,))
         if item.target is exit_autocast:
-            return _Entry(item, ())
-        if item.target is operator.setitem and not item.users:
-            where = f"step {item.name!r}"
-            code = (*self._code.item(item, where), " = ", *self._code.value(item.args[2], where))
-            self._locals.release(dying)
-            return _Entry(item, (code,))
+            return None
         if item.target in ASSIGNING:
             return self._in_place(item, dying, last)
-        code = self._code.of(item)
+        where = f"step {item.name!r}"
+        if item.target is enter_autocast:
+            code = self._region(item)
+        elif item.target is operator.setitem and not item.users:
+            code = (*self._code.item(item, where), " = ", *self._code.value(item.args[2], where))
+        else:
+            code = self._code.of(item)
         used_up = self._locals.release(dying)
-        if item not in last:
-            return _Entry(item, (code,))
+        if item not in last or item.target is enter_autocast:
+            return code, {}
         name = self._locals.result(item, item, used_up)
-        return _Entry(item, ((f"{name} = ", *code),), {name: item})
+        return (f"{name} = ", *code), {name: item}
 
-    def _in_place(self, item: Node, dying: list[Value], last: dict[Value, int]) -> _Entry:
+    def _region(self, item: Node) -> Code:
+        arguments = (
+            (f"{name}=", *self._code.value(value, "a region of mixed precision"))
+            for name, value in zip(_AUTOCAST, item.args, strict=True)
+            if value is not None
+        )
+        self._imports.add("import torch")
+        return ("with ", *call("torch.autocast", *arguments), ":")
+
+    def _in_place(
+        self, item: Node, dying: list[Value], last: Mapping[Value, int]
+    ) -> tuple[Code, Mapping[str, Value]]:
         """``x += y`` where nobody asks for the old ``x``; else by the function."""
         target, other = item.args
-        owned = isinstance(target, Node) and target in dying
         code = self._code.value(other, f"step {item.name!r}")
-        if not owned:
-            self._imports.add("import operator")
-            code = call(f"operator.{item.target.__name__}", self._code.value(target, ""), code)  # type: ignore[union-attr]
+        if isinstance(target, Node) and target in dying:
+            name = self._locals[target]
             self._locals.release(dying)
-            name = self._locals.result(item, item, ()) if item in last else ""
-            bound = {name: item} if name else {}
-            return _Entry(item, ((f"{name} = ", *code) if name else code,), bound)
-        assert isinstance(target, Node)
-        name = self._locals[target]
+            if item in last:
+                self._locals.bind(item, name)
+            return (f"{name} {ASSIGNING[item.target]} ", *code), {}
+        function = self._imports.name_of(item.target, f"step {item.name!r}")
+        code = call(function, self._code.value(target, f"step {item.name!r}"), code)
         self._locals.release(dying)
-        if item in last:
-            self._locals.bind(item, name)
-        return _Entry(item, ((f"{name} {ASSIGNING[item.target]} ", *code),))  # type: ignore[index]
+        if item not in last:
+            return code, {}
+        name = self._locals.result(item, item, ())
+        return (f"{name} = ", *code), {name: item}
 
-    def _scope_call(self, scope: Scope, dying: list[Value]) -> _Entry:
+    def _scope_call(self, scope: Scope, dying: list[Value]) -> tuple[Code, Mapping[str, Value]]:
         arguments = tuple(
             (self._access(str(v)) if is_below(v, self._scope.path) else self._locals[v],)
             for v in scope.inputs
@@ -235,44 +250,12 @@ class _Body:
         code = call(self._access(scope.path), *arguments)
         used_up = self._locals.release(dying)
         if not scope.outputs:
-            return _Entry(scope, (code,))
+            return code, {}
         if len(scope.outputs) == 1:
-            name = self._locals.result(scope.outputs[0], scope, used_up)
-            return _Entry(scope, ((f"{name} = ", *code),), {name: scope.outputs[0]})
-        names = {self._locals.result(n, n, ()): n for n in scope.outputs}
-        return _Entry(scope, ((*_together(list(names)), " = ", *code),), names)
-
-    def _blocks(
-        self, entries: list[_Entry], last: Mapping[Value, int]
-    ) -> Iterator[tuple[int, Code]]:
-        """The statements, in ``with`` and ``if`` where regions and modes ask for it."""
-        depth, empty = 0, False
-        owner = self._scope.path
-        for condition, group in groupby(entries, lambda entry: self._relative(entry.item)):
-            several = list(group)
-            inner = depth
-            if condition is not None:
-                end = self._scope.items.index(several[-1].item)
-                bound = [pair for entry in several for pair in entry.names.items()]
-                names = [name for name, value in bound if last.get(value, -1) > end]
-                if names:
-                    yield depth, (" = ".join(names) + " = None",)
-                yield depth, (f"if {self._flag(condition)}:",)
-                inner += 1
-            for entry in several:
-                if entry.item.target is exit_autocast if isinstance(entry.item, Node) else False:
-                    if empty:
-                        yield inner, ("pass",)
-                    depth, inner, empty = depth - 1, inner - 1, False
-                    continue
-                previous, owner = owner, self._owner(entry.item)
-                if owner not in (previous, self._scope.path):
-                    yield inner, (f"# {readable(owner)}",)
-                for line in entry.lines:
-                    yield inner, line
-                empty = isinstance(entry.item, Node) and entry.item.target is enter_autocast
-                if empty:
-                    depth, inner = depth + 1, inner + 1
+            names = {self._locals.result(scope.outputs[0], scope, used_up): scope.outputs[0]}
+        else:
+            names = {self._locals.result(n, n, ()): n for n in scope.outputs}
+        return (*_together(list(names)), " = ", *code), dict(names)
 
     def _owner(self, item: Node | Scope) -> str:
         """Whose code a step is, for the comment above it; lists of modules have none."""
