@@ -223,7 +223,7 @@ def _is_chain(scope: Scope, found: Program) -> bool:
         if result is None or taken != (tree.shared.get(path, path), [given]):
             return False
         given = result
-    return scope.outputs == [given] and not _leaks(scope)
+    return scope.outputs == [given]
 
 
 def _call(item: Node | Scope) -> tuple[tuple[str, list[Value]], Node | None]:
@@ -233,13 +233,3 @@ def _call(item: Node | Scope) -> tuple[tuple[str, list[Value]], Node | None]:
         return (item.path, item.inputs), item.outputs[0] if lone else None
     lone = item.op == "call_module" and item.args == tuple(item.all_input_nodes) and not item.kwargs
     return (str(item.target), list(item.all_input_nodes)), item if lone else None
-
-
-def _leaks(scope: Scope) -> bool:
-    """Whether a result on the way is used by anything but the next item."""
-    results = [_call(item)[1] for item in scope.items]
-    for result, following in zip(results, scope.items[1:], strict=False):
-        inside = set(following.steps()) if isinstance(following, Scope) else {following}
-        if result is None or not set(result.users) <= inside:
-            return True
-    return False

@@ -40,10 +40,6 @@ _NUMBERS = frozenset(
 _SEVERAL = frozenset(
     ("chunk", "hsplit", "split", "split_with_sizes", "tensor_split", "topk", "unbind", "vsplit")
 )
-#: Methods that change a tensor's shape in place: a shape means another one before and after.
-_RESHAPING = frozenset(
-    ("resize_", "resize_as_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_")
-) | {"unsqueeze_"}
 
 
 def function_name(step: Node) -> str:
@@ -94,8 +90,6 @@ def inlined(
         conditions: step -> the mode that it needs.
     """
     places = {item: k for k, item in enumerate(items) if isinstance(item, Node)}
-    if any(item.op == "call_method" and item.target in _RESHAPING for item in places):
-        return set()
     heavy = [0]
     for item in items:
         light = isinstance(item, Node) and (item in numbers or item.target is torch._assert)

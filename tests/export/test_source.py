@@ -335,12 +335,6 @@ class Inner(nn.Module):
         return x + (3 if self.training else 4)
 
 
-@pytest.mark.parametrize("model", [Leaves, Values, Named, Shared, Mixed])
-def test_code_of_every_kind(model: Callable[[], nn.Module], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    round_trip(model(), tmp_path, X)
-
-
 class Folded(nn.Module):
     """A number in ``forward`` that goes with a width, and one that goes its own way."""
 
@@ -353,6 +347,24 @@ class Folded(nn.Module):
         y = self.conv(x).reshape(-1, self.width, 8, 8) ** 2
         out: Tensor = x + self.back(y) * self.scale
         return out
+
+
+class Again(nn.Module):
+    """A module called twice, with another one between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.between = Folded(4, 0.5), Folded(4, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.block(self.between(self.block(x)).relu())
+        return out
+
+
+@pytest.mark.parametrize("model", [Leaves, Values, Named, Shared, Mixed, Again])
+def test_code_of_every_kind(model: Callable[[], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    round_trip(model(), tmp_path, X)
 
 
 def test_numbers_in_forward_become_attributes(tmp_path: Path) -> None:
