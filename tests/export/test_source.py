@@ -316,7 +316,7 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = F.dropout(self.conv(x), 0.5 if self.training else 0.0, True)
         early = x.sigmoid()
-        x = x * early
+        x = x - early
         aux = self.aux(early).mean() * 2 if self.training else None
         x = self.inner(x)
         return (x, aux) if self.training else x
