@@ -28,5 +28,6 @@ def test_the_tutorial_runs(
     assert sum(p.numel() for p in names["fresh"].parameters()) == smaller.after.params
     said = capsys.readouterr().out
     assert f"{dna.after.macs:,} MACs" in said and "masked equivalence" in said
+    assert names["name"] == "ResNet"
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"report.html", "report_group0.png", "widths.svg", "small"} <= written
+    assert {"report.html", "report_group0.png", "widths.svg", "small", "small.py"} <= written

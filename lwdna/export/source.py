@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
+from lwdna.atomic import write_whole
 from lwdna.dna import Dna, versions
 from lwdna.errors import UnsupportedModelError
 from lwdna.export.check import check_source
@@ -58,13 +59,7 @@ def export_source(net: nn.Module, path: str | os.PathLike[str]) -> str:
     'ResNet'
     """
     text, name = source_of(net)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="ascii")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(Path(path), partial(Path.write_text, data=text, encoding="ascii"))
     return name
 
 
@@ -117,7 +112,7 @@ def _header(net: nn.Module, name: str) -> Iterator[str]:
         for metric in ("macs", "params"):
             before, after = getattr(dna.before, metric), getattr(dna.after, metric)
             yield f"{metric}: {after:,} of {before:,} ({after / before:.1%})"
-        yield f"DNA: sha256 {sha256(dna.to_json().encode()).hexdigest()}"
+        yield f"DNA: sha256 {dna.digest}"
     else:
         yield f"params: {parameters:,}"
     known = versions()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from lwdna.errors import UnsupportedModelError, VerificationError
 from lwdna.export.check import check_source
 from lwdna.export.source import source_of
 from lwdna.fx_passes import modules
+from tests.documents import run_page
 from tests.toy_detector import batch, detector
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -125,6 +125,7 @@ def test_a_shrunk_network_is_built_again(name: str, tmp_path: Path) -> None:
     text = (tmp_path / "exported.py").read_text()
     dna = net.meta["lwdna"]
     assert f"macs: {dna.after.macs:,} of {dna.before.macs:,}" in text
+    assert f"DNA: sha256 {dna.digest}" in text
 
 
 @pytest.mark.slow
@@ -547,12 +548,7 @@ def test_a_part_of_a_detector_is_a_network(tmp_path: Path) -> None:
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    page = Path(__file__).parents[2] / "docs" / "export.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
-    names: dict[str, Any] = {}
-    exec(compile("\n".join(blocks), str(page), "exec"), names)
-    assert names["name"] == "ResNet"
+    assert run_page("docs/export.md")["name"] == "ResNet"
 
 
 def test_what_is_not_captured_is_refused(tmp_path: Path) -> None:
