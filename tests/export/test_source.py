@@ -250,7 +250,8 @@ class Values(nn.Module):
         }
 
 
-UNCALLED = ("class", "self", '"]); import os #\n"""', "\ufb01")  # Python reads the last one as "fi"
+UNCALLED = ("class", "self", "]); import os #", "\ufb01")  # Python reads the last one as "fi"
+HOSTILE = '"]); import os #\n"""'  # capture refuses such names; they can come later
 
 
 class Named(nn.Module):
@@ -259,12 +260,11 @@ class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.add_module("0", nn.ReLU())
-        self.add_module("a b'c", nn.Conv2d(3, 3, 1))
+        self.add_module("a b-c", nn.Conv2d(3, 3, 1))
         self.add_module("__hidden", nn.Conv2d(3, 3, 1))
         for name in UNCALLED:  # torch.fx cannot call these
             self.add_module(name, nn.Sequential(OrderedDict({"if": nn.Conv2d(3, 3, 1)})))
         self.register_parameter("a-b", nn.Parameter(torch.rand(1)))
-        self.register_buffer("a\\", torch.rand(1))  # nor this
         self.register_buffer("a+b", torch.rand(1))
         self.torch = nn.Identity()
         self.blocks = nn.ModuleDict({"x": nn.Conv2d(3, 3, 1), "y z": nn.Conv2d(3, 3, 1)})
@@ -536,6 +536,13 @@ def test_layers_that_were_put_in_later_come_along(tmp_path: Path) -> None:
     net = lwdna.capture(Calls(F.relu, head=nn.Conv2d(3, 4, 1)), X)
     net.conv = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(3, 6, 1))
     net.head = nn.Conv2d(4, 5, 1)
+    same(net, exported(net, tmp_path), X)
+
+
+def test_names_that_came_later_are_quoted(tmp_path: Path) -> None:
+    net = lwdna.capture(Calls(F.relu), X)
+    net.add_module(HOSTILE, nn.Sequential(OrderedDict({"a'b": nn.Conv2d(3, 3, 1)})))
+    net.register_buffer("a\\", torch.rand(1))
     same(net, exported(net, tmp_path), X)
 
 
