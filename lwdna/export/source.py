@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from lwdna.atomic import write_whole
 from lwdna.dna import Dna, versions
 from lwdna.errors import UnsupportedModelError
 from lwdna.export.check import check_source
@@ -23,6 +22,7 @@ from lwdna.export.names import Imports
 from lwdna.export.scopes import program
 from lwdna.export.templates import class_lines
 from lwdna.export.tree import tree_of
+from lwdna.files import replace_file
 from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.regions import is_captured, meta_of
 
@@ -59,7 +59,7 @@ def export_source(net: nn.Module, path: str | os.PathLike[str]) -> str:
     'ResNet'
     """
     text, name = source_of(net)
-    write_whole(Path(path), partial(Path.write_text, data=text, encoding="ascii"))
+    replace_file(Path(path), partial(Path.write_text, data=text, encoding="ascii"))
     return name
 
 
