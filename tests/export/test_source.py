@@ -250,7 +250,7 @@ class Values(nn.Module):
         }
 
 
-UNCALLED = ("class", "self", "]); import os #", "\ufb01")  # Python reads the last one as "fi"
+UNCALLED = ("self", "]); import os #", "\ufb01")  # Python reads the last one as "fi"
 HOSTILE = '"]); import os #\n"""'  # capture refuses such names; they can come later
 
 
@@ -262,6 +262,7 @@ class Named(nn.Module):
         self.add_module("0", nn.ReLU())
         self.add_module("a b-c", nn.Conv2d(3, 3, 1))
         self.add_module("__hidden", nn.Conv2d(3, 3, 1))
+        self.add_module("class", nn.Conv2d(3, 3, 1))
         for name in UNCALLED:  # torch.fx cannot call these
             self.add_module(name, nn.Sequential(OrderedDict({"if": nn.Conv2d(3, 3, 1)})))
         self.register_parameter("a-b", nn.Parameter(torch.rand(1)))
