@@ -26,8 +26,8 @@ def resizes(*types: type) -> Callable[[Resizer], Resizer]:
 
     The function is called as ``f(module, facts, out_shape)``: the module already holds the new
     parameters; ``facts`` are operator quantities that changed (``"groups"`` ...); ``out_shape`` is
-    that of a sample. A module of exactly one of these types is a leaf: not traced through, but
-    analysed operator by operator.
+    that of a sample, ``()`` where the module's tensors are used and it is not called. A module of
+    exactly one of these types is a leaf: not traced through, but analysed operator by operator.
 
     Raises:
         TypeError: not a module type.
@@ -148,12 +148,13 @@ def _norm_base(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> 
 
 @resizes(nn.LayerNorm, nn.RMSNorm)
 def _layer_norm(m: Any, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
-    m.normalized_shape = tuple(out_shape[len(out_shape) - len(m.normalized_shape) :])
+    last = out_shape[len(out_shape) - len(m.normalized_shape) :]
+    m.normalized_shape = tuple(last if m.weight is None else m.weight.shape)
 
 
 @resizes(nn.GroupNorm)
 def _group_norm(m: nn.GroupNorm, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
-    m.num_channels = out_shape[1]
+    m.num_channels = out_shape[1] if m.weight is None else len(m.weight)
     m.num_groups = facts.get("num_groups", m.num_groups)
 
 

@@ -71,6 +71,7 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
         root, code = copy_with(tree_of(gm), replacement), deepcopy(gm.graph)
         _fit(root, code, graph, copies)
         whole = reassemble(gm, root, code)
+        _update_uncalled(whole, graph, copies)
         interface.update(whole, graph, copies)
         return whole
     new: nn.Module = copy_with(gm, replacement)
@@ -78,6 +79,7 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
         _fit(tree_of(part), part.graph, graph.part(path), copies)
         part.recompile()
         interface.update(part, graph.part(path), copies)
+    _update_uncalled(new, graph, copies)
     return new
 
 
@@ -158,12 +160,33 @@ def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: C
             continue
         module = submodules[str(node.target)]
         if modules.has_widths(module):
-            facts = graph.facts.get(node.name, {})
-            counts = {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
             value = graph.values[node.name]
             known = isinstance(value, TensorChannels)
             shape = value.resized(copies).shape if known else ()
-            modules.update(module, counts, shape)
+            modules.update(module, _counts(graph, node.name, copies), shape)
+
+
+def _counts(graph: ChannelGraph, node: str, copies: Copies) -> dict[str, int]:
+    """The channel counts that an operator is given beside its tensors."""
+    facts = graph.facts.get(node, {})
+    return {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
+
+
+def _update_uncalled(net: nn.Module, graph: ChannelGraph, copies: Copies) -> None:
+    """Layers have widths, too, where the code takes their tensors and does not call them."""
+    for region, part in graphs(net).items():
+        for node in part.graph.nodes:
+            if node.op != "get_attr":
+                continue
+            name = f"{region}.{node.target}" if region else str(node.target)
+            vectors = graph.tensors.get(name, ())
+            if all(v is None or (copies[v] == 1).all() for v in vectors):
+                continue
+            module = net.get_submodule(name.rpartition(".")[0])
+            if modules.has_widths(module):
+                users = [f"{region}.{n.name}" if region else n.name for n in node.users]
+                counts = [_counts(graph, user, copies) for user in users]
+                modules.update(module, {k: n for found in counts for k, n in found.items()}, ())
 
 
 class _LiteralRepair(NodeRunner):

@@ -222,7 +222,7 @@ class Half(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         early = self.aux[0](x)
-        return x, (self.aux[1](early) if self.training else None)
+        return x, (self.aux[1](early) if self.aux.training else None)
 
 
 class Measured(nn.Module):

@@ -395,6 +395,37 @@ def test_module_attributes_tell_the_new_widths(width: int) -> None:
     assert f"Conv2d(3, {width}, kernel_size=(1, 1)" in repr(conv)
 
 
+class Functional(nn.Module):
+    """Calls none of its layers, and uses the tensors of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.group_norm, self.norm = nn.GroupNorm(8, 8), nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.conv.weight, self.conv.bias)
+        x = F.conv2d(x, self.depthwise.weight, self.depthwise.bias, padding=1, groups=x.shape[1])
+        x = F.group_norm(x, x.shape[1], self.group_norm.weight, self.group_norm.bias)
+        x = x.mean((2, 3))
+        x = F.layer_norm(x, x.shape[1:], self.norm.weight, self.norm.bias)
+        return F.linear(x, self.fc.weight, self.fc.bias)
+
+
+@pytest.mark.parametrize("width", [5, 12])
+def test_attributes_of_layers_that_are_not_called_tell_the_new_widths(width: int) -> None:
+    new = resized(Functional(), {"conv": width})
+    get = new.get_submodule
+    assert (get("conv").in_channels, get("conv").out_channels) == (3, width)
+    depthwise = get("depthwise")
+    widths = (depthwise.in_channels, depthwise.out_channels, depthwise.groups)
+    assert widths == (width, width, width)
+    assert (get("group_norm").num_groups, get("group_norm").num_channels) == (width, width)
+    assert get("norm").normalized_shape == (width,)
+    assert (get("fc").in_features, get("fc").out_features) == (width, 4)
+
+
 @pytest.mark.parametrize("width", [5, 12])
 def test_unflatten_modules(width: int) -> None:
     model = nn.Sequential(
