@@ -6,6 +6,7 @@ The ones below do. Each that counts channels is *defined* by a place in the grap
 value on a resized network is that place's number of channels, not a guess from equal numbers. A
 definition that does not hold on the network at hand (the place has another number of channels than
 the attribute says) is no definition of it: the attribute is left out as soon as it would change.
+Two methods come along, too: what an optimiser asks a model for (:mod:`lwdna.fx_passes.grouping`).
 
 Source: https://huggingface.co/docs/timm/feature_extraction (``feature_info``, ``num_features``,
 ``head_hidden_size``, ``get_classifier``); torchvision's detection backbones (``out_channels``).
@@ -23,6 +24,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lwdna.fx_passes.grouping import groupings
 from lwdna.fx_passes.outputs import channel_dim
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.tensor_channels import TensorChannels
@@ -117,9 +119,10 @@ def describe(gm: GraphModule, model: nn.Module, calls: Mapping[str, Call]) -> No
     absent = tuple(name for name in found if getattr(model, name, None) == 0)  # no classifier
     plain = (*(name for name in _AS_THEY_ARE if hasattr(model, name)), *absent)
     names = (*plain, *counts, *((_INFO,) if stages else ()))
-    for name in names:
-        setattr(gm, name, copy.deepcopy(getattr(model, name)))
-    gm.meta[INTERFACE] = Interface(names, counts, stages)
+    told = {name: copy.deepcopy(getattr(model, name)) for name in names} | dict(groupings(model))
+    for name, value in told.items():
+        setattr(gm, name, value)
+    gm.meta[INTERFACE] = Interface(tuple(told), counts, stages)
 
 
 def update(gm: GraphModule, graph: ChannelGraph, copies: Copies) -> None:
