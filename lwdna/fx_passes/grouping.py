@@ -1,9 +1,9 @@
 """How a model wants its parameters grouped: timm's two methods, on captured networks, too.
 
-``timm.optim.create_optimizer_v2`` asks a model which parameters take no weight decay and which layer
-each belongs to, and goes without where the model has no such method: a captured network without them
-would be trained by another protocol than its model, and nobody be told. Both methods speak of names,
-which never change: what they return on the model holds for the result.
+``timm.optim.create_optimizer_v2`` asks a model which parameters take no weight decay and which
+layer each belongs to, and goes without where the model has no such method: a captured network
+without them would be trained by another protocol than its model, and nobody be told. Both methods
+speak of names, which never change: what they return on the model holds for the result.
 
 Source: timm, ``optim/_optim_factory.py`` (``no_weight_decay``), ``optim/_param_groups.py``
 (``group_matcher``) and ``models/_manipulate.py`` (``group_with_matcher``: what a matcher is).

@@ -173,11 +173,11 @@ def _column(fans: list[Fans | None], scale: Scale) -> np.ndarray[tuple[int], np.
 
 
 def draw(law: InitLaw, like: Tensor, ratio: float, generator: torch.Generator) -> Tensor:
-    """New entries of the shape, dtype and device of ``like``.
+    """New entries of the shape, dtype, device and memory format of ``like``.
 
     Args:
         law: the law of the tensor.
-        like: gives shape, dtype and device.
+        like: gives shape, dtype, device and memory format.
         ratio: new fan / old fan of the law's fan (1 for a fixed law).
         generator: CPU generator.
     """
@@ -195,5 +195,4 @@ def draw(law: InitLaw, like: Tensor, ratio: float, generator: torch.Generator) -
         nn.init.orthogonal_(noise, gain=longer**0.5, generator=generator)
     else:
         noise.normal_(generator=generator)
-    drawn: Tensor = law.mean + law.std / ratio**0.5 * noise
-    return drawn.to(dtype=like.dtype, device=like.device)
+    return torch.empty_like(like).copy_(law.mean + law.std / ratio**0.5 * noise)

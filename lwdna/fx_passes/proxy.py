@@ -191,7 +191,11 @@ def _guard_length(proxy: HintedProxy) -> None:
 
 
 def _assert_equal(proxy: HintedProxy, value: Any, message: str) -> None:
-    condition = proxy.tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
+    condition = proxy
+    if value is False:
+        condition = proxy.tracer.create_proxy("call_function", operator.not_, (proxy,), {})
+    elif value is not True:  # torch.jit.trace, to which sizes are tensors, compares none to a bool
+        condition = proxy.tracer.create_proxy("call_function", operator.eq, (proxy, value), {})
     proxy.tracer.create_proxy("call_function", torch._assert, (condition, message), {})
 
 

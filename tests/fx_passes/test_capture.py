@@ -189,6 +189,14 @@ def test_sizes_that_decide_the_control_flow_are_guarded() -> None:
     assert capture(model, torch.randn(2, 3, 7, 8))(torch.randn(2, 3, 6, 6)).shape[1] == 8
 
 
+@pytest.mark.parametrize("limit", [7, 9])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_guards_stand_in_the_way_of_no_other_tracer(limit: int) -> None:
+    """torch.jit.trace, by which fvcore counts, makes tensors of sizes."""
+    gm = captured(Of(lambda s, x: x[:, :4] if x.shape[2] > limit else x))
+    assert torch.equal(torch.jit.trace(gm, X)(X), gm(X))
+
+
 def test_numbers_taken_from_sizes_are_guarded() -> None:
     gm = captured(Of(lambda s, x: F.adaptive_avg_pool2d(x, int(x.shape[2] ** 0.5))))
     assert gm(torch.randn(5, 3, 8, 12)).shape == (5, 8, 2, 2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.export import Dim, ExportedProgram
 
-from tests.integrations.networks import close, each, images, shrunk
+from tests.integrations.networks import close, each, images, quick_two, shrunk
 
 BATCH = ({0: Dim("batch", min=1, max=64)},)
 
@@ -44,7 +44,7 @@ def test_an_exported_program_is_saved_and_loaded() -> None:
     close(torch.export.load(file).module()(images(2)), net(images(2)))
 
 
-@each
+@quick_two
 def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
     import onnxruntime as runtime
 

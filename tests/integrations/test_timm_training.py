@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import lwdna
+from benchmarks.networks import build_on_meta
 from lwdna.errors import UnsupportedModelError
 from tests.integrations.networks import close, each, images, loss_of, original, shrunk
 
@@ -65,10 +66,11 @@ def test_parameter_groups_are_the_originals(name: str, layer_decay: Any, way: st
 
 
 @pytest.mark.parametrize("name", TELLING)
+@pytest.mark.filterwarnings("ignore:.*overrides train")
 def test_what_a_model_says_of_its_parameters_comes_along(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=10, **TELLING[name])
-        x = torch.empty(2, *((3, 64, 64) if "img_size" in TELLING[name] else (3, 224, 224)))
+    model, size = build_on_meta(f"timm:{name}", **TELLING[name])
+    side = TELLING[name].get("img_size", size[-1])
+    x = torch.empty(2, 3, side, side, device="meta")
     gm = lwdna.capture(model, x)
     graph = lwdna.analyse(gm, x)
     wide, _ = lwdna.widen(gm, graph, 2.0)
@@ -174,19 +176,18 @@ def test_activations_are_computed_again_in_backward(name: str) -> None:
     all_of_them, expected = kept_for_backward(shrunk(name), images())
     few, found = kept_for_backward(Checkpointed(shrunk(name)), images())
     close(found, expected)
-    assert few < 0.1 * all_of_them
+    assert few <= images().nbytes + 4096 < all_of_them  # the input alone, and the logits
 
 
+@pytest.mark.slow
 @each
-def test_the_compiler_computes_again_what_is_over_the_budget(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_compiler_computes_again_what_is_over_the_budget(name: str) -> None:
     results = []
     for budget in (1.0, 0.3):
         torch._dynamo.reset()
-        monkeypatch.setattr(torch._functorch.config, "activation_memory_budget", budget)
-        compiled = torch.compile(shrunk(name), backend="aot_eager_decomp_partition")
-        results.append(kept_for_backward(compiled, images()))
+        with torch._functorch.config.patch(activation_memory_budget=budget):
+            compiled = torch.compile(shrunk(name), backend="aot_eager_decomp_partition")
+            results.append(kept_for_backward(compiled, images()))
     (all_of_them, expected), (few, found) = results
     close(found, expected)
     assert few < 0.8 * all_of_them
