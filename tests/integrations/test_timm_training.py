@@ -6,8 +6,8 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
-import timm
 import torch
 from timm.models import group_parameters, model_parameters
 from timm.optim import create_optimizer_v2
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import lwdna
 from benchmarks.networks import build_on_meta
 from lwdna.errors import UnsupportedModelError
+from lwdna.fx_passes import verify
 from tests.integrations.networks import close, each, images, loss_of, original, shrunk
 
 #: Models that say more about their parameters than the three networks do: patterns of names, tables
@@ -73,8 +74,8 @@ def test_what_a_model_says_of_its_parameters_comes_along(name: str) -> None:
     x = torch.empty(2, 3, side, side, device="meta")
     gm = lwdna.capture(model, x)
     graph = lwdna.analyse(gm, x)
-    wide, _ = lwdna.widen(gm, graph, 2.0)
-    for net in (gm, wide):
+    copies = verify.random_copies(graph, 0.7, np.random.default_rng(0))
+    for net in (gm, lwdna.resize(gm, graph, copies)):
         assert hasattr(net, "no_weight_decay") == hasattr(model, "no_weight_decay")
         if hasattr(model, "no_weight_decay"):
             assert net.no_weight_decay() == set(model.no_weight_decay())
