@@ -222,8 +222,14 @@ class Dna:
         return rescale(self, budget, model, trust=trust)
 
     def to_json(self) -> str:
-        """The configuration as JSON text; kept indices as runs, ``"0-31 40 42-63"``."""
-        return json.dumps(self._as_dict(), indent=1) + "\n"
+        """The configuration as JSON text: a line for each field and each group.
+
+        Kept indices are written as runs, ``"0-31 40 42-63"``.
+        """
+        told = self._as_dict()
+        groups = ",\n".join(json.dumps(group) for group in told.pop("groups"))
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in told.items()]
+        return "{\n" + ",\n".join([*lines, f'"groups": [\n{groups}\n]']) + "\n}\n"
 
     def _as_dict(self) -> dict[str, Any]:
         # dataclasses.asdict would copy every kept index by itself.
