@@ -18,6 +18,7 @@ from lwdna.errors import (
     ResizeError,
     ScoringError,
     SourceError,
+    TrainingError,
     UnsupportedModelError,
     VerificationError,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "ScoringError",
     "Selection",
     "SourceError",
+    "TrainingError",
     "UnsupportedModelError",
     "Verification",
     "VerificationError",

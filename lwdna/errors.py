@@ -68,3 +68,7 @@ class SourceError(LwdnaError, ValueError):
 
 class DnaError(LwdnaError, ValueError):
     """A DNA, or a file with one, is damaged, of another format or of another network."""
+
+
+class TrainingError(LwdnaError, ValueError):
+    """A protocol contradicts itself, or data, network or checkpoint do not fit it."""

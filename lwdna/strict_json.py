@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lwdna.errors import DnaError
 
@@ -64,7 +64,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
 
     Args:
         kind: a dataclass, ``tuple[T, ...]``, ``tuple[S, T]``, ``Mapping[str, T]``, a union,
-            ``int``, ``float``, ``str``, ``bool``, ``None`` or ``Any``.
+            ``Literal``, ``int``, ``float``, ``str``, ``bool``, ``None`` or ``Any``.
         value: as :func:`parse` gave it, or with tuples in it, which are taken as they are.
         where: names the value in errors.
 
@@ -85,6 +85,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
             return tuple(build(k, v, f"{where}[{n}]") for n, (k, v) in enumerate(pairs))
     if origin is Mapping and isinstance(value, dict):
         return {key: build(inner[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if origin is Literal and value in inner:
+        return value
     if is_dataclass(kind) and isinstance(value, dict):
         return _dataclass(kind, value, where)
     if type(value) is int and kind in (int, float) and abs(value) < MOST_INT:

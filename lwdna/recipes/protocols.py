@@ -33,6 +33,18 @@ TINY_IMAGENET = Protocol(
     augmentation="none: whole images; the released loader leaves the flip out by default",
     distillation=Distillation(weight=0.4, temperature=4.0),
 )
+CIFAR = Protocol(
+    source=f"{DHP}, released scripts for ResNet-56, and defaults of the released options",
+    optimizer="sgd",
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=1e-4,
+    epochs=300,
+    schedule="step",
+    milestones=(150, 225),
+    batch=64,
+    augmentation="32x32 of the image with a frame of 4 pixels, mirrored with probability 0.5",
+)
 SRRESNET = Protocol(
     source=f"{HH}; {DHP}, released scripts",
     optimizer="adam",

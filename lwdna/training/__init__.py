@@ -1,0 +1,33 @@
+"""Training: baseline and shrunk network under one identical protocol.
+
+>>> result = fit(model, PRESETS["cifar-resnet56"], data, seed=0, output="run")  # doctest: +SKIP
+>>> result.metrics["test/top1"]  # doctest: +SKIP
+0.9312
+"""
+
+from lwdna.training.data import Data, Pictures, TensorImages, tensor_data
+from lwdna.training.evaluation import evaluate
+from lwdna.training.fitting import fit
+from lwdna.training.machine import Machine
+from lwdna.training.networks import open_network
+from lwdna.training.presets import PRESETS
+from lwdna.training.protocol import Images, Patches, Protocol, read_protocol
+from lwdna.training.result import Result, read_result
+
+__all__ = [
+    "PRESETS",
+    "Data",
+    "Images",
+    "Machine",
+    "Patches",
+    "Pictures",
+    "Protocol",
+    "Result",
+    "TensorImages",
+    "evaluate",
+    "fit",
+    "open_network",
+    "read_protocol",
+    "read_result",
+    "tensor_data",
+]
