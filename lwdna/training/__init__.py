@@ -10,6 +10,7 @@ from lwdna.training.evaluation import evaluate
 from lwdna.training.fitting import fit
 from lwdna.training.machine import Machine
 from lwdna.training.networks import open_network
+from lwdna.training.opening import open_data
 from lwdna.training.presets import PRESETS
 from lwdna.training.protocol import Images, Patches, Protocol, read_protocol
 from lwdna.training.result import Result, read_result
@@ -26,6 +27,7 @@ __all__ = [
     "TensorImages",
     "evaluate",
     "fit",
+    "open_data",
     "open_network",
     "read_protocol",
     "read_result",

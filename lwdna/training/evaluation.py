@@ -6,7 +6,7 @@ from torch import nn
 
 from lwdna.errors import TrainingError
 from lwdna.training.data import Data
-from lwdna.training.loading import test_batches
+from lwdna.training.loading import evaluation_batches
 from lwdna.training.machine import Machine, launch, placing, threads
 from lwdna.training.metrics import measured
 from lwdna.training.protocol import Protocol
@@ -40,7 +40,7 @@ def evaluate(
         place = placing(fabric, machine, protocol)
         found = {}
         for name, source in data.tests.items():
-            batches = test_batches(
+            batches = evaluation_batches(
                 source,
                 protocol,
                 rank=fabric.global_rank,

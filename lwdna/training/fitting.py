@@ -20,7 +20,7 @@ from lwdna.errors import TrainingError
 from lwdna.files import replace_file
 from lwdna.training import checkpoint
 from lwdna.training.data import Data
-from lwdna.training.loading import Batches, load, test_batches, training_set
+from lwdna.training.loading import Batches, load, evaluation_batches, training_set
 from lwdna.training.machine import Machine, launch, placing, share_buffers, threads
 from lwdna.training.metrics import measured
 from lwdna.training.networks import Keepsake, keepsake
@@ -159,7 +159,7 @@ def _prepare(
     size = len(dataset)  # type: ignore[arg-type]
     batches = Batches(size, protocol.batch, seed=seed, rank=rank, ranks=ranks)
     tests = {
-        name: test_batches(
+        name: evaluation_batches(
             source, protocol, rank=rank, ranks=ranks, workers=machine.workers
         )
         for name, source in data.tests.items()

@@ -67,7 +67,7 @@ def training_set(source: Source, protocol: Protocol) -> Dataset[Any]:
     return _prepared(source, protocol, training=True)
 
 
-def test_batches(
+def evaluation_batches(
     source: Source, protocol: Protocol, *, rank: int = 0, ranks: int = 1, workers: int = 0
 ) -> DataLoader[Any]:
     """The batches of a test set, each image once over all processes.

@@ -115,3 +115,14 @@ def share_buffers(network: nn.Module, fabric: Fabric) -> None:
     if fabric.world_size > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def leave() -> None:
+    """Leave the other processes of a run, if there are any."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,67 @@
+"""A run that was killed goes on as if nothing had been; damage and other runs are refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import lwdna
+from lwdna.training import read_result
+from tests.training.killed_run import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_kill_9_changes_nothing(tmp_path: Path) -> None:
+    straight, expected = run(tmp_path / "straight")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.training.killed_run", str(tmp_path / "killed")]
+    killed = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert killed.returncode == -9, killed.stderr[-3000:]
+    left = torch.load(tmp_path / "killed/checkpoint.pt", weights_only=True)
+    assert left["epoch"] == 2 and not (tmp_path / "killed/result.json").exists()
+    resumed, result = run(tmp_path / "killed", resume=True)
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert replace(result, seconds=()) == replace(expected, seconds=())
+    for name in ("logs/csv/metrics.csv", "network/model.safetensors"):
+        both = [(tmp_path / folder / name).read_bytes() for folder in ("straight", "killed")]
+        assert both[0] == both[1], name
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    net, result = run(tmp_path)
+    again, found = run(tmp_path, resume=True)
+    assert found == result == read_result(tmp_path)
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in net.state_dict().items())
+    with pytest.raises(lwdna.TrainingError, match="holds a run: resume it"):
+        run(tmp_path)
+    with pytest.raises(lwdna.TrainingError, match="with another seed"):
+        run(tmp_path, seed=1, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trapped"),))
+
+    for damage in ("cut", "empty", "other", "code"):
+        if damage in ("cut", "empty"):
+            path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+        else:
+            torch.save({"epoch": 1} if damage == "other" else Trap(), path)
+        with pytest.raises(lwdna.TrainingError, match=r"checkpoint\.pt is"):
+            run(tmp_path, resume=True)
+    assert not (tmp_path / "trapped").exists()
