@@ -19,7 +19,7 @@ venv: $(READY)  ## Create .venv with all that development needs
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(f"lwdna needs Python >= 3.11, $(PYTHON) is {v}: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[dev,demo]'
+	$(PIP) --editable '.[dev,demo,train]'
 	@touch $@
 
 $(READY)-bench: $(READY)

@@ -73,6 +73,10 @@ FORBIDDEN = {
 }
 
 
+#: Packages that nothing else of lwdna imports.
+OUTER = ("lwdna.training",)
+
+
 def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
@@ -109,8 +113,15 @@ def test_imports_point_one_way(module: str) -> None:
     assert not violations(module, FILES[module].read_text())
 
 
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_imports_the_outer_packages(module: str) -> None:
+    found = imports(FILES[module].read_text(), module)
+    for package in OUTER:
+        assert within(module, package) or not any(within(name, package) for name in found)
+
+
 def test_every_layer_exists() -> None:
-    for package in FORBIDDEN:
+    for package in (*FORBIDDEN, *OUTER):
         assert any(within(module, package) for module in FILES), package
 
 

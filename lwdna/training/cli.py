@@ -102,10 +102,10 @@ def train(
 ) -> None:
     """Train NETWORK, a baseline or a shrunk one, by one protocol.
 
-    NETWORK is timm:NAME, torchvision:NAME or package.module:FACTORY, built afresh; a dna.json, whose
-    widths are built with fresh weights; or a directory that `lwdna shrink` or `lwdna train` wrote,
-    which starts from the values it has. Without --preset and --protocol the protocol is that of the
-    run in a directory.
+    NETWORK is timm:NAME, torchvision:NAME or package.module:FACTORY, built afresh; a dna.json, of
+    whose widths a network with fresh weights is built; or a directory that `lwdna shrink` or `lwdna
+    train` wrote, which starts from the values it has. Without --preset and --protocol the protocol
+    is that of the run in a directory.
 
     \b
     lwdna train timm:resnet50 --data imagenet/ --preset imagenet-resnet50 -o baseline
@@ -113,7 +113,7 @@ def train(
     lwdna train timm:resnet18 --arg num_classes=10 --data cifar10:data --preset cifar-resnet56 \\
         --set epochs=2 --set milestones=[1] -o short
     torchrun --nproc-per-node=4 -m lwdna.training train timm:resnet50 --data imagenet/ ...
-    """
+    """  # noqa: D301 - click reads the character
     from lwdna.training import fit, open_data, open_network
 
     protocol = _protocol(network, given)
@@ -149,7 +149,7 @@ def evaluate(network: str, data: str, as_json: bool, **given: Any) -> None:
     lwdna eval baseline --data imagenet/
     lwdna eval timm:resnet50 --arg pretrained=true --data imagenet/ --preset imagenet-resnet50
     lwdna eval edsr --data DIV2K/ --test Set5=Set5/ --test Set14=Set14/
-    """
+    """  # noqa: D301 - click reads the character
     from lwdna.training import evaluate as measure
     from lwdna.training import open_data, open_network
 
@@ -176,7 +176,9 @@ def _protocol(network: str, given: dict[str, Any]) -> Any:
     elif (Path(network) / "result.json").exists():
         protocol = read_result(network).protocol
     else:
-        raise click.UsageError(f"which protocol? --preset {next(iter(PRESETS))}, or --protocol FILE")
+        raise click.UsageError(
+            f"which protocol? --preset {next(iter(PRESETS))}, or --protocol FILE"
+        )
     return protocol.but(given["changes"])
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,17 +17,15 @@ from lwdna.errors import TrainingError
 from lwdna.files import replace_file
 from lwdna.training import checkpoint
 from lwdna.training.data import Data
-from lwdna.training.loading import Batches, load, evaluation_batches, training_set
-from lwdna.training.machine import Machine, launch, placing, share_buffers, threads
+from lwdna.training.logs import Logger, open_logs
+from lwdna.training.machine import Machine, share_buffers, threads
 from lwdna.training.metrics import measured
 from lwdna.training.networks import Keepsake, keepsake
-from lwdna.training.objective import loss_of, mixing
+from lwdna.training.objective import loss_of
 from lwdna.training.protocol import Protocol
 from lwdna.training.randomness import global_states_kept, seed_network
 from lwdna.training.result import Result, all_versions
-
-Logger = Literal["csv", "tensorboard"]
-LOGS = "logs"
+from lwdna.training.run import Row, Run, prepare, resumed
 
 
 def fit(
@@ -53,8 +48,8 @@ def fit(
     comes to the same weights, to the last bit, as far as the device computes deterministically.
 
     Args:
-        model: the network; trained in place, in the end on the device and in evaluation mode. With a
-            moving average in the protocol, its weights are put there.
+        model: the network; trained in place, in the end on the device and in evaluation mode. With
+            a moving average in the protocol, it has that in the end.
         protocol: how it is trained.
         data: on what.
         seed: of order and changes of the images, and of dropout; not of the weights.
@@ -76,14 +71,15 @@ def fit(
     """
     machine = Machine() if machine is None else machine
     _check(protocol, data, teacher, test_every)
+    _check_loggers(loggers)
     folder = None if output is None else Path(output)
     kept = None if folder is None else keepsake(model, protocol)
     with ExitStack() as stack:
         stack.enter_context(global_states_kept())
         stack.enter_context(threads(machine))
-        run = _prepare(model, protocol, data, seed, teacher, machine)
-        done = _resumed(run, folder, resume)
-        loggings = [] if folder is None else _loggers(folder, loggers, run)
+        run = prepare(model, protocol, data, seed, teacher, machine)
+        done = resumed(run, folder, resume)
+        logs = [] if folder is None else open_logs(folder, loggers, run)
         bar = stack.enter_context(_bar(run, done))
         for epoch in range(done, protocol.epochs):
             started = perf_counter()
@@ -93,42 +89,11 @@ def fit(
                 row.metrics.update(_tested(run))
             row.seconds = perf_counter() - started
             run.rows.append(vars(row))
-            for logger in loggings:
+            for logger in logs:
                 logger.log_metrics(row.metrics, epoch)
                 logger.save()
             _keep(run, folder, epoch + 1)
         return _finished(run, folder, kept)
-
-
-@dataclass
-class _Row:
-    """What is known of one epoch."""
-
-    metrics: dict[str, float]
-    batch: str
-    seconds: float = 0.0
-
-
-@dataclass
-class _Run:
-    """A run under way."""
-
-    model: nn.Module
-    network: Any
-    optimizer: Any
-    scheduler: Any
-    ema: Any
-    teacher: nn.Module | None
-    fabric: Fabric
-    protocol: Protocol
-    data: Data
-    seed: int
-    batches: Batches
-    loader: Any
-    tests: Mapping[str, Any]
-    place: Any
-    mix: Any
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _check(protocol: Protocol, data: Data, teacher: nn.Module | None, test_every: int) -> None:
@@ -144,124 +109,13 @@ def _check(protocol: Protocol, data: Data, teacher: nn.Module | None, test_every
         raise TrainingError(f"test_every={test_every}: 1 or more")
 
 
-def _prepare(
-    model: nn.Module,
-    protocol: Protocol,
-    data: Data,
-    seed: int,
-    teacher: nn.Module | None,
-    machine: Machine,
-) -> _Run:
-    assert data.train is not None
-    fabric = launch(machine, protocol)
-    rank, ranks = fabric.global_rank, fabric.world_size
-    dataset = training_set(data.train, protocol)
-    size = len(dataset)  # type: ignore[arg-type]
-    batches = Batches(size, protocol.batch, seed=seed, rank=rank, ranks=ranks)
-    tests = {
-        name: evaluation_batches(
-            source, protocol, rank=rank, ranks=ranks, workers=machine.workers
-        )
-        for name, source in data.tests.items()
-    }
-    mix = mixing(protocol, data.classes)
-    if machine.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer, scheduler = _optimizer(model, protocol)
-    network: Any = torch.compile(model) if machine.compile else model
-    network, optimizer = fabric.setup(network, optimizer)
-    ema: Any = None
-    if protocol.ema is not None:
-        from timm.utils import ModelEmaV3
-
-        ema = ModelEmaV3(model, decay=protocol.ema)
-    if teacher is not None:
-        teacher = fabric.to_device(teacher).eval()
-    loader = load(dataset, batches, machine.workers)
-    place = placing(fabric, machine, protocol)
-    return _Run(
-        model, network, optimizer, scheduler, ema, teacher, fabric, protocol, data, seed,
-        batches, loader, tests, place, mix,
-    )  # fmt: skip
-
-
-def _optimizer(model: nn.Module, protocol: Protocol) -> tuple[Any, Any]:
-    """timm's optimiser, and its schedule as a function of the epoch."""
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import create_scheduler_v2
-
-    try:
-        optimizer = create_optimizer_v2(
-            model,
-            opt=protocol.optimizer,
-            lr=protocol.lr,
-            weight_decay=protocol.weight_decay,
-            momentum=protocol.momentum,
-            filter_bias_and_bn=not protocol.decay_all,
-        )
-    except ValueError as e:
-        raise TrainingError(f"optimizer={protocol.optimizer!r}: {e}") from e
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine" if protocol.schedule == "cosine" else "multistep",
-        num_epochs=protocol.epochs,
-        # timm compares milestones with the number of the epoch plus one, PyTorch with the number.
-        decay_milestones=[milestone + 1 for milestone in protocol.milestones],
-        decay_rate=protocol.gamma,
-        min_lr=protocol.min_lr,
-        warmup_epochs=protocol.warmup_epochs,
-        warmup_lr=protocol.warmup_lr,
-    )
-    return optimizer, scheduler
-
-
-def _resumed(run: _Run, folder: Path | None, resume: bool) -> int:
-    """Put the run where its checkpoint was written; the number of epochs that are done."""
-    if folder is None:
-        return 0
-    state = checkpoint.read(folder, checkpoint.identity(run.protocol, run.seed, run.data.name))
-    if state is None:
-        return 0
-    if not resume:
-        raise TrainingError(f"{folder} holds a run: resume it, or name another directory")
-    try:
-        run.model.load_state_dict(state["network"])
-    except RuntimeError as e:
-        raise TrainingError(f"the checkpoint in {folder} is of another network: {e}") from e
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.fabric.strategy.precision.load_state_dict(state["scaler"])
-    if run.ema is not None:
-        run.ema.module.load_state_dict(state["ema"])
-    run.rows.extend(state["rows"])
-    return int(state["epoch"])
-
-
-def _loggers(folder: Path, names: Sequence[Logger], run: _Run) -> list[Any]:
-    """The library's loggers, with the rows of the epochs that are done: of a killed run, too,
-    the log holds each epoch once."""
-    from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
-
-    if not run.fabric.is_global_zero:
-        return []
-    kinds: dict[str, Any] = {
-        "csv": lambda: CSVLogger(folder, name=LOGS, version="csv", flush_logs_every_n_steps=1),
-        "tensorboard": lambda: TensorBoardLogger(folder, name=LOGS, version="tensorboard"),
-    }
-    unknown = sorted(set(names) - set(kinds))
+def _check_loggers(names: Sequence[Logger]) -> None:
+    unknown = sorted(set(names) - set(get_args(Logger)))
     if unknown:
-        raise TrainingError(f"loggers={unknown}: of {sorted(kinds)}")
-    found = []
-    for name in names:
-        shutil.rmtree(folder / LOGS / name, ignore_errors=True)
-        logger = kinds[name]()
-        for epoch, row in enumerate(run.rows):
-            logger.log_metrics(row["metrics"], epoch)
-        logger.save()
-        found.append(logger)
-    return found
+        raise TrainingError(f"loggers={unknown}: of {get_args(Logger)}")
 
 
-def _bar(run: _Run, done: int) -> Any:
+def _bar(run: Run, done: int) -> Any:
     each = len(run.batches)
     return tqdm(
         total=run.protocol.epochs * each,
@@ -272,7 +126,7 @@ def _bar(run: _Run, done: int) -> Any:
     )
 
 
-def _trained(run: _Run, epoch: int, bar: Any) -> _Row:
+def _trained(run: Run, epoch: int, bar: Any) -> Row:
     """One epoch."""
     seed_network(run.seed, epoch, run.fabric.global_rank)
     run.batches.set_epoch(epoch)
@@ -301,10 +155,10 @@ def _trained(run: _Run, epoch: int, bar: Any) -> _Row:
             f"the loss of epoch {epoch} is {metrics['train/loss']}: take a smaller lr, a warm-up, "
             "or clip the gradient"
         )
-    return _Row(metrics, digest)
+    return Row(metrics, digest)
 
 
-def _step(run: _Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _step(run: Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """One step of the optimiser; outputs and loss before it."""
     protocol, fabric = run.protocol, run.fabric
     outputs = run.network(x)
@@ -331,7 +185,7 @@ def _digest(inputs: Tensor, targets: Tensor) -> str:
     return sha256(b"".join(values)).hexdigest()[:16]
 
 
-def _tested(run: _Run) -> dict[str, float]:
+def _tested(run: Run) -> dict[str, float]:
     share_buffers(run.model, run.fabric)
     found: dict[str, float] = {}
     networks = [("", run.model)] if run.ema is None else [("", run.model), ("ema/", run.ema.module)]
@@ -343,7 +197,7 @@ def _tested(run: _Run) -> dict[str, float]:
     return found
 
 
-def _keep(run: _Run, folder: Path | None, done: int) -> None:
+def _keep(run: Run, folder: Path | None, done: int) -> None:
     if folder is not None and run.fabric.is_global_zero:
         state = {
             "epoch": done,
@@ -358,7 +212,7 @@ def _keep(run: _Run, folder: Path | None, done: int) -> None:
     run.fabric.barrier()
 
 
-def _finished(run: _Run, folder: Path | None, kept: Keepsake | None) -> Result:
+def _finished(run: Run, folder: Path | None, kept: Keepsake | None) -> Result:
     share_buffers(run.model, run.fabric)
     if run.ema is not None:
         run.model.load_state_dict(run.ema.module.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +31,7 @@ class TensorSet(Dataset[Any]):
 
     def __init__(self, source: TensorImages, settings: Images, *, training: bool) -> None:
         self.source, self.settings, self.training = source, settings, training
-        n, channels, height, width = source.images.shape
+        channels, height, width = source.images.shape[1:]
         if training and settings.crop == "resized":
             raise TrainingError(
                 "images in memory are cut with images.crop='padded' or 'whole': change the "
@@ -54,7 +54,7 @@ class TensorSet(Dataset[Any]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         """A batch: float32 (B, C, H, W), in channels-last order, and int64 (B,)."""
-        index = torch.tensor([draw.index for draw in draws])
+        index = torch.tensor([draw.number for draw in draws])
         device = self.source.images.device
         images = self.source.images[index.to(device)]
         if self.training:
@@ -108,19 +108,19 @@ class FileSet(Dataset[Any]):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
         """One image, float32 (C, H, W), and its class."""
-        image, label = self.source[draw.index]
+        image, label = self.source[draw.number]
         with seeded(*draw):
             return self.transform(image), label
 
 
-def _transform(settings: Images, training: bool) -> Callable[[Any], Tensor]:
-    """timm's transform; the padded window is torchvision's, which timm does not offer."""
+def _transform(settings: Images, training: bool) -> Any:
+    """The transform of timm; the padded window is torchvision's, which timm does not offer."""
     from timm.data import create_transform
     from torchvision import transforms as T
 
     channels = len(settings.mean)
     shape = (channels, settings.size, settings.size)
-    common = {"input_size": shape, "mean": settings.mean, "std": settings.std}
+    common: dict[str, Any] = {"input_size": shape, "mean": settings.mean, "std": settings.std}
     if not training or settings.crop == "whole":
         whole = create_transform(**common, crop_pct=settings.test_share)
         flip = T.RandomHorizontalFlip(settings.flip if training else 0.0)
@@ -134,7 +134,7 @@ def _transform(settings: Images, training: bool) -> Callable[[Any], Tensor]:
         is_training=True,
         scale=settings.area,
         hflip=settings.flip,
-        color_jitter=settings.color_jitter or None,
+        color_jitter=settings.color_jitter,
         auto_augment=settings.auto_augment,
         re_prob=settings.erasing,
     )

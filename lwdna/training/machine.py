@@ -1,7 +1,7 @@
 """Where a run computes: Lightning Fabric, set up deliberately.
 
 Fabric, and not accelerate: it wraps network and optimiser and leaves loaders and random numbers
-alone, which here must not depend on the number of processes; it knows torchrun, and has the loggers.
+alone, which here must not depend on the number of processes; it knows torchrun, and has loggers.
 """
 
 from __future__ import annotations

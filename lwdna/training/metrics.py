@@ -56,9 +56,7 @@ def picture_metrics(outputs: Tensor, targets: Tensor, settings: Patches) -> dict
     Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPR
         workshops 2017, section 4.
     """
-    x, y = (
-        (full(t) * (255 / settings.white)).round().clamp(0, 255) for t in (outputs, targets)
-    )
+    x, y = ((full(t) * (255 / settings.white)).round().clamp(0, 255) for t in (outputs, targets))
     if settings.scale > 1:
         border = settings.scale
         x, y = (t[..., border:-border, border:-border] for t in (x, y))

@@ -110,7 +110,7 @@ Mixing = Callable[[Tensor, Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
 def mixing(protocol: Protocol, classes: int | None) -> Mixing | None:
-    """timm's mixup and CutMix, if the protocol has them: ``(images, classes, key)`` -> the same.
+    """Mixup and CutMix of timm, if the protocol has them: ``(images, classes, key)`` -> the same.
 
     The key seeds what is drawn for a batch.
 

@@ -82,7 +82,7 @@ class PatchSet(_Pairs):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Input and target of one patch."""
-        index, g = draw.index % len(self.source), generator(*draw)
+        index, g = draw.number % len(self.source), generator(*draw)
         small, target, scale = self._input(index), self._target(index), self.settings.scale
         side = self.settings.size // scale
         room = [extent - side for extent in small.shape[1:]]
@@ -113,8 +113,8 @@ class PictureSet(_Pairs):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Input and target of one picture."""
-        g = generator(draw.index, _OF_TESTS)
-        return self._finished(self._input(draw.index), self._target(draw.index), g)
+        g = generator(draw.number, _OF_TESTS)
+        return self._finished(self._input(draw.number), self._target(draw.number), g)
 
 
 def _turned(patch: Tensor, down: bool, across: bool, transposed: bool) -> Tensor:

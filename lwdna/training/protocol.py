@@ -12,95 +12,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lwdna.errors import DnaError, TrainingError
 from lwdna.recipes import Distillation
 from lwdna.strict_json import build, parse
+from lwdna.training.preparation import (
+    Images,
+    Patches,
+    require,
+    require_positive,
+    require_shares,
+)
 
 Task = Literal["classification", "super-resolution", "denoising"]
 Schedule = Literal["cosine", "step", "constant"]
 Loss = Literal["cross_entropy", "l1", "l2"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
-Crop = Literal["whole", "padded", "resized"]
-
-
-@dataclass(frozen=True)
-class Images:
-    """How the images of a classifier are cut, changed and normalised.
-
-    Attributes:
-        size: side of the network's input, in pixels.
-        crop: of a training image: ``"whole"`` (resized and cut in the middle, as for testing),
-            ``"padded"`` (a random ``size`` × ``size`` window of the image with a black frame) or
-            ``"resized"`` (a random window, resized).
-        padding: width of the black frame, in pixels.
-        area: least and greatest share of the image that a resized window has.
-        flip: probability of a mirrored training image.
-        auto_augment: timm's policy, such as ``"rand-m9-mstd0.5"``; None for none.
-        color_jitter: timm's strength; 0 for none.
-        erasing: probability of timm's random erasing.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of CutMix; 0 for none.
-        test_share: share of the image that the window in the middle has, in width.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
-    """
-
-    size: int
-    crop: Crop = "resized"
-    padding: int = 4
-    area: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    auto_augment: str | None = None
-    color_jitter: float = 0.0
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    test_share: float = 0.875
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        _positive(self, "size", "test_share")
-        _shares(self, "flip", "erasing", "test_share")
-        for name in ("padding", "color_jitter", "mixup", "cutmix"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        least, most = self.area
-        _check(0 < least <= most <= 1, "area", self.area, "two shares, the smaller first")
-        if self.crop != "resized":
-            for name in ("auto_augment", "color_jitter", "erasing"):
-                value = getattr(self, name)
-                _check(not value, name, value, "null or 0 unless crop='resized'")
-        _check(len(self.mean) == len(self.std), "std", self.std, "as long as mean")
-        _check(all(s > 0 for s in self.std), "std", self.std, "positive numbers")
-
-
-@dataclass(frozen=True)
-class Patches:
-    """How patches are cut from pictures for super-resolution and denoising.
-
-    Attributes:
-        size: side of a patch of the target, in pixels.
-        per_epoch: patches that make an epoch; each picture gives the same number, or one more.
-        channels: 3 for colour, 1 for grey.
-        scale: of super-resolution; the input is the target, bicubic, by this factor smaller.
-        sigma: standard deviation of the Gaussian noise, for white = 255.
-        flips: patches are mirrored and transposed, each with probability 0.5.
-        white: value of white in the network's inputs and outputs.
-        multiple: test pictures are mirrored at their edges up to sides that are multiples of it
-            (of the input), and the output is cut: for networks that halve the picture.
-    """
-
-    size: int
-    per_epoch: int
-    channels: int = 3
-    scale: int = 1
-    sigma: float = 0.0
-    flips: bool = True
-    white: float = 255.0
-    multiple: int = 1
-
-    def __post_init__(self) -> None:
-        _positive(self, "size", "per_epoch", "scale", "white", "multiple")
-        _check(self.channels in (1, 3), "channels", self.channels, "1 or 3")
-        _check(self.sigma >= 0, "sigma", self.sigma, "0 or more")
-        _check(self.size % self.scale == 0, "size", self.size, f"a multiple of {self.scale}")
 
 
 @dataclass(frozen=True)
@@ -167,40 +90,40 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("task", "schedule", "loss", "precision"):
             kinds = get_args(get_type_hints(type(self))[name])
-            _check(getattr(self, name) in kinds, name, getattr(self, name), f"one of {kinds}")
-        _positive(self, "epochs", "batch", "lr")
+            require(getattr(self, name) in kinds, name, getattr(self, name), f"one of {kinds}")
+        require_positive(self, "epochs", "batch", "lr")
         for name in ("momentum", "weight_decay", "min_lr", "warmup_epochs", "warmup_lr"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _shares(self, "smoothing")
-        _check(self.clip is None or self.clip > 0, "clip", self.clip, "positive, or null")
-        _check(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1, or null")
-        _check(self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, "< epochs")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require_shares(self, "smoothing")
+        require(self.clip is None or self.clip > 0, "clip", self.clip, "positive, or null")
+        require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "between 0 and 1, or null")
+        require(self.warmup_epochs < self.epochs, "warmup_epochs", self.warmup_epochs, "< epochs")
         self._check_steps()
         self._check_task()
 
     def _check_steps(self) -> None:
         steps = self.milestones
-        _check(list(steps) == sorted(set(steps)), "milestones", steps, "in ascending order")
+        require(list(steps) == sorted(set(steps)), "milestones", steps, "in ascending order")
         if self.schedule == "step":
-            _check(bool(steps), "milestones", steps, "named for schedule='step'")
+            require(bool(steps), "milestones", steps, "named for schedule='step'")
         else:
-            _check(not steps, "milestones", steps, f"empty for schedule={self.schedule!r}")
+            require(not steps, "milestones", steps, f"empty for schedule={self.schedule!r}")
 
     def _check_task(self) -> None:
         classifies = self.task == "classification"
         for name, wanted in (("images", classifies), ("patches", not classifies)):
             there = getattr(self, name) is not None
-            _check(there == wanted, name, getattr(self, name), f"{_given(wanted)} {self.task}")
+            require(there == wanted, name, getattr(self, name), f"{_given(wanted)} {self.task}")
         cross = self.loss == "cross_entropy"
-        _check(cross == classifies, "loss", self.loss, f"another for {self.task}")
+        require(cross == classifies, "loss", self.loss, f"another for {self.task}")
         if not classifies:
-            _check(self.distillation is None, "distillation", "given", "for classification only")
-            _check(self.smoothing == 0, "smoothing", self.smoothing, "0 without cross entropy")
+            require(self.distillation is None, "distillation", "given", "for classification only")
+            require(self.smoothing == 0, "smoothing", self.smoothing, "0 without cross entropy")
         if self.patches is not None:
             enlarges, noisy = self.patches.scale > 1, self.patches.sigma > 0
             wanted_scale = self.task == "super-resolution"
-            _check(enlarges == wanted_scale, "patches.scale", self.patches.scale, _SCALE)
-            _check(noisy != wanted_scale, "patches.sigma", self.patches.sigma, _SIGMA)
+            require(enlarges == wanted_scale, "patches.scale", self.patches.scale, _SCALE)
+            require(noisy != wanted_scale, "patches.sigma", self.patches.sigma, _SIGMA)
 
     def to_json(self) -> str:
         """The protocol as JSON text."""
@@ -276,7 +199,7 @@ class Protocol:
                     )
             if not equals or not isinstance(place, dict) or last not in place:
                 raise TrainingError(
-                    f"{change!r} changes no setting: write key=value, with a key of {sorted(values)}"
+                    f"{change!r} changes no setting: write key=value, a key of {sorted(values)}"
                 )
             place[last] = _value(text)
         return self.from_dict(values)
@@ -304,21 +227,6 @@ _SIGMA = "above 0 for denoising, and 0 for super-resolution"
 
 def _given(wanted: bool) -> str:
     return "given for" if wanted else "null for"
-
-
-def _check(holds: bool, name: str, value: Any, remedy: str) -> None:
-    if not holds:
-        raise TrainingError(f"{name}={value!r}: must be {remedy}")
-
-
-def _positive(of: Any, *names: str) -> None:
-    for name in names:
-        _check(getattr(of, name) > 0, name, getattr(of, name), "positive")
-
-
-def _shares(of: Any, *names: str) -> None:
-    for name in names:
-        _check(0 <= getattr(of, name) <= 1, name, getattr(of, name), "between 0 and 1")
 
 
 def _value(text: str) -> Any:

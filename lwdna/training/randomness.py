@@ -16,11 +16,11 @@ import torch
 
 
 class Draw(NamedTuple):
-    """What is asked of a data set: the image ``index`` as it is in ``epoch`` under ``seed``."""
+    """What is asked of a data set: the image ``number`` as it is in ``epoch`` under ``seed``."""
 
     seed: int
     epoch: int
-    index: int
+    number: int
 
 
 def mixed(*numbers: int) -> int:

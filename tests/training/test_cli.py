@@ -24,7 +24,9 @@ def invoke(*arguments: str) -> Result:
 
 def test_from_training_to_measuring(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    done = invoke("train", "timm:test_resnet", "--arg", "num_classes=10", *SHORT, "-o", run, "--json")
+    done = invoke(
+        "train", "timm:test_resnet", "--arg", "num_classes=10", *SHORT, "-o", run, "--json"
+    )
     assert done.exit_code == 0, done.output
     result = read_result(run)
     assert json.loads(done.stdout) == json.loads(result.to_json())
@@ -34,7 +36,9 @@ def test_from_training_to_measuring(tmp_path: Path) -> None:
     found = json.loads(measured.stdout)["test"]
     assert found == pytest.approx({name: result.metrics[f"test/{name}"] for name in found})
     fresh = invoke("train", f"{run}/network/dna.json", *SHORT, "--seed", "1")
-    assert fresh.exit_code == 0 and "test/top1" in fresh.stdout and "name a directory" in fresh.stdout
+    assert (
+        fresh.exit_code == 0 and "test/top1" in fresh.stdout and "name a directory" in fresh.stdout
+    )
     again = invoke("train", run, "--data", "fake:32", "--device", "cpu", "--set", "epochs=1",
                    "--set", "milestones=[]", "--set", "schedule=constant")  # fmt: skip
     assert again.exit_code == 0, again.output

@@ -130,7 +130,7 @@ def test_patches_of_input_and_target_show_the_same_place() -> None:
     assert len(dataset) == 20
     for draw in draws(*range(6)):
         x, y = dataset[draw]
-        picture = source[draw.index % 2]
+        picture = source[draw.number % 2]
         small = smaller(picture, 4).float()
         spots = [
             (r, c, f)
@@ -140,9 +140,7 @@ def test_patches_of_input_and_target_show_the_same_place() -> None:
             if torch.equal(turned(small[:, r : r + 4, c : c + 4], f), x)
         ]
         assert any(
-            torch.equal(
-                turned(picture[:, 4 * r : 4 * r + 16, 4 * c : 4 * c + 16].float(), f), y
-            )
+            torch.equal(turned(picture[:, 4 * r : 4 * r + 16, 4 * c : 4 * c + 16].float(), f), y)
             for r, c, f in spots
         )
 

@@ -145,7 +145,9 @@ def test_a_teacher_is_followed_and_left_as_it_is() -> None:
     teacher = seeded(Normed, 3)
     fit(teacher, protocol("epochs=8", "milestones=[6]"), labelled(), machine=CPU)
     before = copy.deepcopy(teacher)
-    settings = protocol('distillation={"weight": 1, "temperature": 2}', "epochs=8", "milestones=[6]")
+    settings = protocol(
+        'distillation={"weight": 1, "temperature": 2}', "epochs=8", "milestones=[6]"
+    )
     wrong = labelled()
     wrong.train.labels.zero_()  # type: ignore[union-attr]
     net = seeded(Normed)
@@ -248,7 +250,7 @@ def test_what_a_run_leaves_is_enough_to_use_it(tmp_path: Path) -> None:
     fresh = [open_network(str(tmp_path / "s/network/dna.json"), seed=n) for n in (0, 0, 1)]
     assert states_equal(fresh[0], fresh[1]) and not states_equal(fresh[0], fresh[2])
     assert fresh[0].meta["lwdna"].groups == small.meta["lwdna"].groups
-    with pytest.raises(lwdna.TrainingError, match="with another .*images"):
+    with pytest.raises(lwdna.TrainingError, match=r"with another .*images"):
         fit(baseline, protocol(), data, output=tmp_path / "b", resume=True, machine=CPU)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import lwdna
 from lwdna.recipes import protocols
 from lwdna.training import PRESETS, Protocol, read_protocol
-from lwdna.training.fitting import _optimizer
+from lwdna.training.run import optimizer_of
 from tests.training.runs import protocol
 
 PUBLISHED = {
@@ -116,7 +116,7 @@ def test_rates_are_those_of_pytorch(schedule: str) -> None:
     model = nn.Linear(2, 2)
     steps = "milestones=[5,8]" if schedule == "step" else "milestones=[]"
     settings = protocol(f"schedule={schedule}", steps, "epochs=12", "lr=0.1")
-    optimizer, scheduler = _optimizer(model, settings)
+    optimizer, scheduler = optimizer_of(model, settings)
     reference = torch.optim.SGD(model.parameters(), lr=0.1)
     kinds = torch.optim.lr_scheduler
     theirs = (
@@ -132,9 +132,9 @@ def test_rates_are_those_of_pytorch(schedule: str) -> None:
 
 
 def test_the_optimiser_is_pytorchs_as_the_papers_use_it() -> None:
-    optimizer, _ = _optimizer(nn.Linear(2, 2), PRESETS["imagenet-resnet50"])
+    optimizer, _ = optimizer_of(nn.Linear(2, 2), PRESETS["imagenet-resnet50"])
     assert type(optimizer) is torch.optim.SGD and len(optimizer.param_groups) == 1
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, False, 1e-4)
     with pytest.raises(lwdna.TrainingError, match="optimizer='sgdd'"):
-        _optimizer(nn.Linear(2, 2), protocol("optimizer=sgdd"))
+        optimizer_of(nn.Linear(2, 2), protocol("optimizer=sgdd"))

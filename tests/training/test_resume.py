@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lwdna
-from lwdna.training import read_result
+from lwdna.training import open_network, read_result
 from tests.training.killed_run import run
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,12 @@ def test_kill_9_changes_nothing(tmp_path: Path) -> None:
     for name, tensor in straight.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert replace(result, seconds=()) == replace(expected, seconds=())
-    for name in ("logs/csv/metrics.csv", "network/model.safetensors"):
-        both = [(tmp_path / folder / name).read_bytes() for folder in ("straight", "killed")]
-        assert both[0] == both[1], name
+    logs = [
+        (tmp_path / run / "logs/csv/metrics.csv").read_bytes() for run in ("straight", "killed")
+    ]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 5
+    kept = open_network(str(tmp_path / "killed"), trust=["tests"])
+    assert all(torch.equal(t, kept.state_dict()[n]) for n, t in straight.state_dict().items())
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
