@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import assume, given
@@ -77,3 +77,10 @@ def test_no_text_does_anything_but_parse(text: str) -> None:
             parse(text, "it")
     else:
         assert parse(text, "it") == expected
+
+
+def test_a_literal_is_one_of_its_values() -> None:
+    assert build(Literal["a", "b"], "b", "it") == "b"
+    for wrong in ("c", None, ["a"]):
+        with pytest.raises(lwdna.DnaError, match="it is"):
+            build(Literal["a", "b"], wrong, "it")

@@ -11,8 +11,9 @@ from lwdna.training.fitting import fit
 from lwdna.training.machine import Machine
 from lwdna.training.networks import open_network
 from lwdna.training.opening import open_data
+from lwdna.training.preparation import Images, Patches
 from lwdna.training.presets import PRESETS
-from lwdna.training.protocol import Images, Patches, Protocol, read_protocol
+from lwdna.training.protocol import Protocol, read_protocol
 from lwdna.training.result import Result, read_result
 
 __all__ = [

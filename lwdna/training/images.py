@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from lwdna.errors import TrainingError
 from lwdna.training.data import LabelledImages, TensorImages
-from lwdna.training.protocol import Images
+from lwdna.training.preparation import Images
 from lwdna.training.randomness import Draw, generator, seeded
 
 

@@ -18,7 +18,8 @@ from torchmetrics.functional.image import (
 
 from lwdna.errors import TrainingError
 from lwdna.training.objective import check_outputs, full, task_loss
-from lwdna.training.protocol import Patches, Protocol
+from lwdna.training.preparation import Patches
+from lwdna.training.protocol import Protocol
 
 #: Weights of red, green and blue in [0, 255] for luma in [16, 235].
 #: Source: ITU-R BT.601, as MATLAB's rgb2ycbcr has it, by which super-resolution is measured.

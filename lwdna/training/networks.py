@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,4 +142,4 @@ def _rebuilt(path: Path, seed: int, trust: Sequence[str]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build(dna.source, trust=trust)
-    return lwdna.rebuild(model, dna, weights="fresh", seed=seed)
+    return lwdna.rebuild(model, replace(dna, seed=seed), weights="fresh")

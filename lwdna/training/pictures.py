@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from lwdna.errors import TrainingError
 from lwdna.training.data import Pictures
-from lwdna.training.protocol import Patches
+from lwdna.training.preparation import Patches
 from lwdna.training.randomness import Draw, generator
 
 #: Sets the noise of test pictures apart from that of training patches; the same in every run.

@@ -10,7 +10,8 @@ from typing import Any
 
 from lwdna.recipes import Protocol as Published
 from lwdna.recipes import protocols
-from lwdna.training.protocol import Images, Loss, Patches, Protocol, Task
+from lwdna.training.preparation import Images, Patches
+from lwdna.training.protocol import Loss, Protocol, Task
 
 #: Mean and deviation of CIFAR-10's training images, as computed from them.
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
