@@ -18,7 +18,7 @@ from lwdna.files import replace_file
 from lwdna.training import checkpoint
 from lwdna.training.data import Data
 from lwdna.training.logs import Logger, open_logs
-from lwdna.training.machine import Machine, share_buffers, threads
+from lwdna.training.machine import Machine, device_name, share_buffers, threads
 from lwdna.training.metrics import measured
 from lwdna.training.networks import Keepsake, keepsake
 from lwdna.training.objective import loss_of
@@ -226,7 +226,7 @@ def _finished(run: Run, folder: Path | None, kept: Keepsake | None) -> Result:
         epochs=tuple(row["metrics"] for row in run.rows),
         batches=tuple(row["batch"] for row in run.rows),
         seconds=tuple(row["seconds"] for row in run.rows),
-        device=run.fabric.device.type,
+        device=device_name(run.fabric),
         processes=run.fabric.world_size,
         versions=all_versions(),
     )

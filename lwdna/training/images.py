@@ -84,10 +84,10 @@ class TensorSet(Dataset[Any]):
 
     def _normalised(self, images: Tensor) -> Tensor:
         mean, std = (
-            torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+            255 * torch.tensor(values, device=images.device).view(1, -1, 1, 1)
             for values in (self.settings.mean, self.settings.std)
         )
-        return (images.float() / 255 - mean) / std
+        return images.float().sub_(mean).div_(std)
 
 
 class FileSet(Dataset[Any]):

@@ -117,6 +117,12 @@ def share_buffers(network: nn.Module, fabric: Fabric) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
+def device_name(fabric: Fabric) -> str:
+    """``"cpu"``, or ``"cuda: NVIDIA ..."``."""
+    kind = fabric.device.type
+    return f"cuda: {torch.cuda.get_device_name(fabric.device)}" if kind == "cuda" else kind
+
+
 def is_first_process() -> bool:
     """Whether this is the only process of a run, or the first one."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

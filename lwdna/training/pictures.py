@@ -73,9 +73,21 @@ class PatchSet(_Pairs):
     """Random patches: input, float32 (C, size / scale, size / scale), and target (C, size, size).
 
     Args:
-        source: the pictures.
+        source: the pictures; all are read here, once, so that worker processes share their memory.
         settings: of the protocol.
+
+    Raises:
+        TrainingError: a picture cannot be read, or is smaller than a patch.
     """
+
+    def __init__(self, source: Pictures, settings: Patches) -> None:
+        super().__init__(source, settings)
+        for n in range(len(source)):
+            if min(self._input(n).shape[1:]) < settings.size // settings.scale:
+                raise TrainingError(
+                    f"picture {n} is {tuple(source[n].shape[1:])} pixels, and patches.size="
+                    f"{settings.size}: take smaller patches or larger pictures"
+                )
 
     def __len__(self) -> int:
         return self.settings.per_epoch
@@ -85,13 +97,9 @@ class PatchSet(_Pairs):
         index, g = draw.number % len(self.source), generator(*draw)
         small, target, scale = self._input(index), self._target(index), self.settings.scale
         side = self.settings.size // scale
-        room = [extent - side for extent in small.shape[1:]]
-        if min(room) < 0:
-            raise TrainingError(
-                f"picture {index} is {tuple(target.shape[1:])} pixels, and patches.size="
-                f"{self.settings.size}: take smaller patches or larger pictures"
-            )
-        top, left = (int(torch.randint(most + 1, (), generator=g)) for most in room)
+        top, left = (
+            int(torch.randint(extent - side + 1, (), generator=g)) for extent in small.shape[1:]
+        )
         x = small[:, top : top + side, left : left + side]
         y = target[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
         if self.settings.flips:

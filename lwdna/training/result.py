@@ -34,7 +34,7 @@ class Result:
         batches: a digest of each epoch's first batch: runs of the same data, seed and protocol have
             the same.
         seconds: of each epoch.
-        device: its type.
+        device: its type, and its name if it is a GPU.
         processes: how many there were.
         versions: of Python and the packages.
     """

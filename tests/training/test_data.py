@@ -218,7 +218,7 @@ def test_data_that_do_not_fit_are_refused_by_name() -> None:
         ),
         "take smaller patches": lambda: training_set(
             pictures(1, 12, 16), restoration("denoising", sigma=9.0)
-        )[Draw(0, 0, 0)],
+        ),
         "no pictures": lambda: Pictures([]),
         "picture 0 is": lambda: Pictures([torch.zeros(1, 4, 4, dtype=torch.uint8)]),
     }

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lwdna
 from lwdna.training import open_network, read_result
+from lwdna.training.images import TensorSet
+from lwdna.training.randomness import Draw
 from tests.training.killed_run import run
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +42,23 @@ def test_kill_9_changes_nothing(tmp_path: Path) -> None:
     assert logs[0] == logs[1] and len(logs[0].splitlines()) == 5
     kept = open_network(str(tmp_path / "killed"), trust=["tests"])
     assert all(torch.equal(t, kept.state_dict()[n]) for n, t in straight.state_dict().items())
+
+
+def test_ctrl_c_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, expected = run(tmp_path / "straight")
+    whole = TensorSet.__getitems__
+
+    def interrupted(self: TensorSet, draws: Sequence[Draw]) -> Any:
+        if draws[0].epoch == 2 and self.training:
+            raise KeyboardInterrupt
+        return whole(self, draws)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TensorSet, "__getitems__", interrupted)
+        run(tmp_path / "stopped")
+    assert not (tmp_path / "stopped/result.json").exists()
+    _, result = run(tmp_path / "stopped", resume=True)
+    assert replace(result, seconds=()) == replace(expected, seconds=())
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
