@@ -5,6 +5,14 @@
 0.9312
 """
 
+try:
+    import lightning_fabric  # noqa: F401
+    import torchmetrics  # noqa: F401
+except ModuleNotFoundError as e:
+    raise ModuleNotFoundError(
+        f'lwdna.training needs {e.name}: pip install "lwdna[train]"', name=e.name
+    ) from e
+
 from lwdna.training.data import Data, Pictures, TensorImages, tensor_data
 from lwdna.training.evaluation import evaluate
 from lwdna.training.fitting import fit

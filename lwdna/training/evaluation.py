@@ -48,5 +48,5 @@ def evaluate(
                 workers=machine.workers,
             )
             with fabric.autocast():
-                found[name] = measured(model, batches, protocol, place)
+                found[name] = measured(model, batches, protocol, place, data.classes)
     return found

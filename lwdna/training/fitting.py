@@ -166,7 +166,7 @@ def _step(run: Run, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if run.teacher is not None:
         with torch.no_grad(), fabric.autocast():
             taught = run.teacher(x)
-    loss = loss_of(protocol, outputs, y, taught)
+    loss = loss_of(protocol, outputs, y, taught, run.data.classes)
     fabric.backward(loss)
     if protocol.clip is not None:
         fabric.clip_gradients(
@@ -186,13 +186,13 @@ def _digest(inputs: Tensor, targets: Tensor) -> str:
 
 
 def _tested(run: Run) -> dict[str, float]:
-    share_buffers(run.model, run.fabric)
     found: dict[str, float] = {}
     networks = [("", run.model)] if run.ema is None else [("", run.model), ("ema/", run.ema.module)]
     for prefix, network in networks:
+        share_buffers(network, run.fabric)
         for name, batches in run.tests.items():
             with run.fabric.autocast():
-                metrics = measured(network, batches, run.protocol, run.place)
+                metrics = measured(network, batches, run.protocol, run.place, run.data.classes)
             found.update({f"{prefix}{name}/{key}": value for key, value in metrics.items()})
     return found
 
@@ -213,9 +213,9 @@ def _keep(run: Run, folder: Path | None, done: int) -> None:
 
 
 def _finished(run: Run, folder: Path | None, kept: Keepsake | None) -> Result:
-    share_buffers(run.model, run.fabric)
     if run.ema is not None:
         run.model.load_state_dict(run.ema.module.state_dict())
+    share_buffers(run.model, run.fabric)
     run.model.eval()
     result = Result(
         protocol=run.protocol,

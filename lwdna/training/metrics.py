@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from lwdna.training.protocol import Protocol
 #: Weights of red, green and blue in [0, 255] for luma in [16, 235].
 #: Source: ITU-R BT.601, as MATLAB's rgb2ycbcr has it, by which super-resolution is measured.
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+#: In dB, of a picture that is met exactly; any mean over pictures stays finite.
+_BEST_PSNR = 100.0
 #: Side of structural similarity's window.
 _WINDOW = 11
 
@@ -70,7 +73,8 @@ def picture_metrics(outputs: Tensor, targets: Tensor, settings: Patches) -> dict
         )
     ssim = structural_similarity_index_measure(x, y, data_range=255.0)
     assert isinstance(ssim, Tensor)
-    return {"psnr": peak_signal_noise_ratio(x, y, data_range=255.0), "ssim": ssim}
+    psnr = peak_signal_noise_ratio(x, y, data_range=255.0).clamp(max=_BEST_PSNR)
+    return {"psnr": psnr, "ssim": ssim}
 
 
 def class_metrics(outputs: Tensor, targets: Tensor, protocol: Protocol) -> dict[str, Tensor]:
@@ -96,6 +100,7 @@ def measured(
     batches: DataLoader[Any],
     protocol: Protocol,
     place: Callable[[Tensor], Tensor],
+    classes: int | None = None,
 ) -> dict[str, float]:
     """Metrics of a network in evaluation mode on a test set, over all processes.
 
@@ -104,9 +109,13 @@ def measured(
         batches: the test set, or this process's share of it.
         protocol: tells task and precision.
         place: brings inputs to the device.
+        classes: number of classes of the data, if it is known.
 
     Returns:
         name -> mean over images.
+
+    Raises:
+        TrainingError: outputs do not fit, or a metric is not finite.
     """
     means: dict[str, MeanMetric] = {}
     modes = [(module, module.training) for module in network.modules()]
@@ -115,20 +124,26 @@ def measured(
         with torch.no_grad():
             for inputs, targets in batches:
                 x, y = place(inputs), place(targets)
-                found = _of_batch(network, x, y, protocol)
+                found = _of_batch(network, x, y, protocol, classes)
                 for name, value in found.items():
                     means.setdefault(name, MeanMetric().to(value.device)).update(value, len(x))
     finally:
         for module, training in modes:
             module.training = training
-    return {name: float(mean.compute()) for name, mean in means.items()}
+    metrics = {name: float(mean.compute()) for name, mean in means.items()}
+    for name, value in metrics.items():
+        if not isfinite(value):
+            raise TrainingError(f"{name} of a test set is {value}: the network has diverged")
+    return metrics
 
 
-def _of_batch(network: nn.Module, x: Tensor, y: Tensor, protocol: Protocol) -> dict[str, Tensor]:
+def _of_batch(
+    network: nn.Module, x: Tensor, y: Tensor, protocol: Protocol, classes: int | None
+) -> dict[str, Tensor]:
     patches = protocol.patches
     if patches is None:
         outputs = network(x)
-        check_outputs(protocol, outputs, y)
+        check_outputs(protocol, outputs, y, classes)
         return class_metrics(outputs, y, protocol)
     below, beside = (-side % patches.multiple for side in x.shape[-2:])
     filled = F.pad(x, (0, beside, 0, below), mode="reflect") if below or beside else x

@@ -60,7 +60,13 @@ def distilled(outputs: Tensor, teacher: Tensor, settings: Distillation) -> Tenso
     return t * t * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-def loss_of(protocol: Protocol, outputs: Any, targets: Tensor, teacher: Tensor | None) -> Tensor:
+def loss_of(
+    protocol: Protocol,
+    outputs: Any,
+    targets: Tensor,
+    teacher: Tensor | None,
+    classes: int | None = None,
+) -> Tensor:
     """The loss of one batch; with a teacher, ``weight · T² · KL + (1 - weight) · cross entropy``.
 
     Args:
@@ -68,11 +74,12 @@ def loss_of(protocol: Protocol, outputs: Any, targets: Tensor, teacher: Tensor |
         outputs: of the network.
         targets: see :func:`task_loss`.
         teacher: the teacher's logits.
+        classes: see :func:`check_outputs`.
 
     Raises:
         TrainingError: the network does not return one tensor, or it does not fit the targets.
     """
-    check_outputs(protocol, outputs, targets)
+    check_outputs(protocol, outputs, targets, classes)
     loss = task_loss(protocol, outputs, targets)
     if teacher is None or protocol.distillation is None:
         return loss
@@ -85,8 +92,16 @@ def loss_of(protocol: Protocol, outputs: Any, targets: Tensor, teacher: Tensor |
     return weight * distilled(outputs, teacher, protocol.distillation) + (1 - weight) * loss
 
 
-def check_outputs(protocol: Protocol, outputs: Any, targets: Tensor) -> None:
+def check_outputs(
+    protocol: Protocol, outputs: Any, targets: Tensor, classes: int | None = None
+) -> None:
     """Refuse what there is no loss for.
+
+    Args:
+        protocol: tells the task.
+        outputs: of the network.
+        targets: see :func:`task_loss`.
+        classes: number of classes of the data, if it is known.
 
     Raises:
         TrainingError: says what would fit.
@@ -99,6 +114,11 @@ def check_outputs(protocol: Protocol, outputs: Any, targets: Tensor) -> None:
     if protocol.task == "classification":
         if outputs.dim() != 2:
             raise TrainingError(f"outputs of shape {tuple(outputs.shape)} are no (N, classes)")
+        if classes is not None and outputs.shape[1] != classes:
+            raise TrainingError(
+                f"the network has {outputs.shape[1]} outputs, and the data {classes} classes: "
+                f"build it for them, as with num_classes={classes}"
+            )
     elif outputs.shape != targets.shape:
         raise TrainingError(
             f"outputs of shape {tuple(outputs.shape)} for targets of {tuple(targets.shape)}: the "

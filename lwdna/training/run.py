@@ -94,6 +94,7 @@ def prepare(
 
         ema = ModelEmaV3(model, decay=protocol.ema)
     if teacher is not None:
+        teacher = fabric.strategy.precision.convert_module(teacher)
         teacher = fabric.to_device(teacher).eval()
     loader = load(dataset, batches, machine.workers)
     place = placing(fabric, machine, protocol)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,7 @@ def test_psnr_is_of_luma_without_the_border() -> None:
     assert float(found) == pytest.approx(20 * math.log10(255 / error), abs=1e-3)
     white = torch.full((1, 3, 1, 1), 255.0)
     assert float(luma(white)) == pytest.approx(235) and float(luma(0 * white)) == 16
+    assert picture_metrics(target, target, settings)["psnr"] == 100
     small = torch.zeros(1, 3, 14, 14)
     with pytest.raises(lwdna.TrainingError, match="SSIM needs 11"):
         picture_metrics(small, small, settings)
@@ -269,6 +271,12 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
         ("no test set", lambda: evaluate(Plain(), protocol(), Data("d", None))),
         ("device='tpu9'", lambda: fit(Plain(), protocol(), data, machine=Machine("tpu9"))),
         ("returns a tuple", lambda: fit(Pair(), protocol(), data, machine=CPU)),
+        ("4 outputs, and the data 5", lambda: fit(Plain(), protocol(), replace(data, classes=5))),
+        (
+            "4 outputs, and the data 3",
+            lambda: evaluate(Plain(), protocol(), replace(data, classes=3)),
+        ),
+        ("loggers=", lambda: fit(Plain(), protocol(), data, loggers=["wandb"])),  # type: ignore[list-item]
         ("test_every=0", lambda: fit(Plain(), protocol(), data, test_every=0)),
         ("take a smaller lr", lambda: fit(Plain(), protocol("lr=1e30"), data, machine=CPU)),
     ]
