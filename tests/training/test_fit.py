@@ -298,6 +298,13 @@ class Pair(nn.Module):
         return y, y
 
 
+def test_measuring_leaves_every_modules_mode() -> None:
+    net = seeded(Normed)
+    net.drop.eval()
+    evaluate(net, protocol(), labelled(), machine=CPU)
+    assert net.training and net.norm.training and not net.drop.training
+
+
 def test_only_some_epochs_are_tested_and_training_does_not_notice() -> None:
     often, seldom = seeded(Normed), seeded(Normed)
     a = fit(often, protocol(), labelled(), machine=CPU)
