@@ -131,9 +131,9 @@ def measured(
         for module, training in modes:
             module.training = training
     metrics = {name: float(mean.compute()) for name, mean in means.items()}
-    for name, value in metrics.items():
-        if not isfinite(value):
-            raise TrainingError(f"{name} of a test set is {value}: the network has diverged")
+    for name, figure in metrics.items():
+        if not isfinite(figure):
+            raise TrainingError(f"{name} of a test set is {figure}: the network has diverged")
     return metrics
 
 

@@ -20,7 +20,16 @@ def run(folder: Path, *, seed: int = 0, resume: bool = False) -> tuple[Any, Resu
     """Four epochs with all that has a state: momentum, batch norm, dropout, a moving average."""
     net = lwdna.create("tests.training.runs:normed")
     settings = protocol("ema=0.8", "images.mixup=0.4")
-    return net, fit(net, settings, labelled(), seed=seed, output=folder, resume=resume, machine=CPU)
+    return net, fit(
+        net,
+        settings,
+        labelled(),
+        seed=seed,
+        output=folder,
+        resume=resume,
+        machine=CPU,
+        loggers=("csv", "tensorboard"),
+    )
 
 
 def main() -> None:

@@ -256,6 +256,13 @@ def test_what_a_run_leaves_is_enough_to_use_it(tmp_path: Path) -> None:
         fit(baseline, protocol(), data, output=tmp_path / "b", resume=True, machine=CPU)
 
 
+def test_a_seed_fixes_the_weights_of_a_network_that_is_named() -> None:
+    before = torch.get_rng_state()
+    nets = [open_network("timm:test_resnet", {"num_classes": 3}, seed=n) for n in (4, 4, 5)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert states_equal(nets[0], nets[1]) and not states_equal(nets[0], nets[2])
+
+
 def open_small(settings):
     from lwdna.training import open_data
 

@@ -58,6 +58,7 @@ def test_ctrl_c_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run(tmp_path / "stopped")
     assert not (tmp_path / "stopped/result.json").exists()
     _, result = run(tmp_path / "stopped", resume=True)
+    assert len(list((tmp_path / "stopped/logs/tensorboard").iterdir())) == 1
     assert replace(result, seconds=()) == replace(expected, seconds=())
 
 
