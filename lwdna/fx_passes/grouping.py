@@ -3,7 +3,8 @@
 ``timm.optim.create_optimizer_v2`` asks a model which parameters take no weight decay and which
 layer each belongs to, and goes without where the model has no such method: a captured network
 without them would be trained by another protocol than its model, and nobody be told. Both methods
-speak of names, which never change: what they return on the model holds for the result.
+speak of names, which never change: what they return on the model holds for the result. One that
+fails on the model (RDNet's refuses to group by stages) fails on the result in the same way.
 
 Source: timm, ``optim/_optim_factory.py`` (``no_weight_decay``), ``optim/_param_groups.py``
 (``group_matcher``) and ``models/_manipulate.py`` (``group_with_matcher``: what a matcher is).
@@ -12,13 +13,11 @@ Source: timm, ``optim/_optim_factory.py`` (``no_weight_decay``), ``optim/_param_
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-
-from lwdna.errors import UnsupportedModelError
 
 _NO_WEIGHT_DECAY = "no_weight_decay"
 _GROUP_MATCHER = "group_matcher"
@@ -29,14 +28,14 @@ class NoWeightDecay:
     """``no_weight_decay()`` of a model.
 
     Attributes:
-        names: of parameters that take no weight decay, or patterns of such names.
+        names: of parameters that take no weight decay, or patterns of such names; or the error.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] | Exception
 
     def __call__(self) -> set[str]:
         """The names, as the model's own method returns them."""
-        return set(self.names)
+        return set(_answer(self.names))
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ class GroupMatcher:
     """``group_matcher(coarse=False)`` of a model.
 
     Attributes:
-        fine: the matcher for single layers: regular expressions by name of a group, or a function.
-        coarse: the one for whole stages.
+        fine: the matcher for single layers: regular expressions by name of a group, or a function;
+            or the error.
+        coarse: the one for whole stages, or the error.
     """
 
     fine: Any
@@ -68,7 +68,7 @@ class GroupMatcher:
 
     def __call__(self, coarse: bool = False) -> Any:
         """The matcher; a copy, which callers are free to change."""
-        return copy.deepcopy(self.coarse if coarse else self.fine)
+        return _answer(self.coarse if coarse else self.fine)
 
 
 def groupings(model: nn.Module) -> Iterator[tuple[str, NoWeightDecay | GroupMatcher]]:
@@ -76,27 +76,29 @@ def groupings(model: nn.Module) -> Iterator[tuple[str, NoWeightDecay | GroupMatc
 
     Args:
         model: any module; not changed.
-
-    Raises:
-        UnsupportedModelError: such a method fails, so that no optimiser could use it either.
     """
-    if callable(getattr(model, _NO_WEIGHT_DECAY, None)):
-        yield _NO_WEIGHT_DECAY, NoWeightDecay(tuple(sorted(_asked(model, _NO_WEIGHT_DECAY))))
-    if callable(getattr(model, _GROUP_MATCHER, None)):
-        fine, coarse = (
-            _without_code(_asked(model, _GROUP_MATCHER, coarse=c), model) for c in (False, True)
-        )
+    if callable(method := getattr(model, _NO_WEIGHT_DECAY, None)):
+        names = _outcome(lambda: tuple(sorted(method())))
+        yield _NO_WEIGHT_DECAY, NoWeightDecay(names)
+    if callable(matcher := getattr(model, _GROUP_MATCHER, None)):
+        fine = _outcome(lambda: _without_code(matcher(coarse=False), model))
+        coarse = _outcome(lambda: _without_code(matcher(coarse=True), model))
         yield _GROUP_MATCHER, GroupMatcher(fine, coarse)
 
 
-def _asked(model: nn.Module, name: str, **arguments: bool) -> Any:
+def _outcome(ask: Callable[[], Any]) -> Any:
+    """What a method returns, or what it raises."""
     try:
-        return getattr(model, name)(**arguments)
-    except Exception as e:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}.{name}(), which timm's optimisers call, fails with "
-            f"{type(e).__name__}: {e}. Mend the method, or delete it"
-        ) from e
+        return ask()
+    except Exception as error:
+        return error.with_traceback(None)
+
+
+def _answer(outcome: Any) -> Any:
+    """The outcome once more: a copy, or the error raised."""
+    if isinstance(outcome, Exception):
+        raise copy.copy(outcome)
+    return copy.deepcopy(outcome)
 
 
 def _without_code(matcher: Any, model: nn.Module) -> Any:

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 import lwdna
 from benchmarks.networks import build_on_meta
-from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes import verify
 from tests.integrations.networks import close, each, images, loss_of, original, shrunk
 
@@ -99,10 +98,19 @@ class _Failing(nn.Linear):
     def no_weight_decay(self) -> set[str]:
         raise KeyError("pos_embed")
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        assert not coarse, "no stages here"
+        return {"stem": "^weight"}
 
-def test_a_method_that_fails_is_named() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"_Failing.no_weight_decay\(\).*KeyError"):
-        lwdna.capture(_Failing(4, 4), torch.randn(2, 4))
+
+def test_a_method_that_fails_on_the_model_fails_on_the_result_in_the_same_way() -> None:
+    gm = copy.deepcopy(lwdna.capture(_Failing(4, 4), torch.randn(2, 4)))
+    for _ in range(2):
+        with pytest.raises(KeyError, match="pos_embed"):
+            gm.no_weight_decay()
+        with pytest.raises(AssertionError, match="no stages here"):
+            gm.group_matcher(coarse=True)
+    assert gm.group_matcher() == {"stem": "^weight"}
 
 
 def test_a_model_without_these_methods_gets_none() -> None:
