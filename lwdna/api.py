@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from tqdm import tqdm
 
 from lwdna.budget import Budget, check_attainable, cost_range
 from lwdna.channels import Policy
@@ -28,6 +26,7 @@ from lwdna.fx_passes.shrink import shrink_graph
 from lwdna.fx_passes.widen import Multiplier, widen_copies
 from lwdna.fx_passes.widen import widen as widen_graph
 from lwdna.latency import LatencyTable
+from lwdna.progress import stages
 from lwdna.scoring import (
     Criterion,
     NamedCriterion,
@@ -142,7 +141,7 @@ def shrink(
     >>> net = lwdna.shrink(timm.create_model("resnet50"), 0.9, data=loader)  # doctest: +SKIP
     """
     ranks = Ranks.current()
-    with _own_grad_mode(), ranks.guard(), _stages(_STAGES, progress) as stage:
+    with _own_grad_mode(), ranks.guard(), stages(_STAGES, progress=progress) as stage:
         budget, chosen, seed = Budget.of(budget), get(criterion), checked_seed(seed)
         constraints = checked_constraints(constraints, latency)
         check_choice("weights", weights, (None, *get_args(Weights)))
@@ -286,16 +285,3 @@ def _own_grad_mode() -> Iterator[None]:
     """Gradients are recorded for the scores, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-@contextmanager
-def _stages(names: Sequence[str], progress: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar over the stages; silent where stderr is no terminal."""
-    silent = not (progress and sys.stderr.isatty())
-    with tqdm(total=len(names), disable=silent, leave=False, unit="stage") as bar:
-
-        def stage(name: str) -> None:
-            bar.update(names.index(name) - bar.n)
-            bar.set_description(f"lwdna: {name}")
-
-        yield stage

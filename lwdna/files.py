@@ -140,6 +140,28 @@ def load(
     return net
 
 
+def read_dna(path: str | Path) -> Dna:
+    """The DNA in a file, or of a network that :func:`save` wrote; no values are read.
+
+    Args:
+        path: a JSON file, or the directory of a network (the Hugging Face layout will do, too).
+
+    Raises:
+        DnaError: there is none, or it is damaged or newer.
+    """
+    given = Path(path)
+    if given.is_dir():
+        if (given / WEIGHTS).exists():
+            return _configuration(given, weights.read_state(given / WEIGHTS).dna)
+        given = next(
+            (p for p in (given / DNA, given / HUB_CONFIGURATION) if p.exists()), given / DNA
+        )
+    try:
+        return Dna.from_json(_read(given))
+    except DnaError as e:
+        raise DnaError(f"{given}: {e}") from e
+
+
 def _check_rebuilt(net: nn.Module, dna: Dna, source: ModelSource, example_inputs: Any) -> bool:
     """Refuse a network that would not come back; whether it does when it is resized at once."""
     found: list[str] = []

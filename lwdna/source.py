@@ -110,12 +110,29 @@ def create(name: str, /, **arguments: Any) -> nn.Module:
 
     >>> create("timm:resnet50", num_classes=10)  # doctest: +SKIP
     """
-    library = name.partition(":")[0]
-    loading = {key: arguments.pop(key) for key in _OF_VALUES.get(library, ()) if key in arguments}
-    source = ModelSource.of(name, **arguments)
-    model = build(source, trust=(library,), **loading)
+    source, loading = parted(name, arguments)
+    model = build(source, trust=(source.library,), **loading)
     setattr(model, _NOTE, source)
     return model
+
+
+def parted(name: str, arguments: Mapping[str, Any]) -> tuple[ModelSource, dict[str, Any]]:
+    """What a network is, and where its values come from.
+
+    Args:
+        name: as for :func:`create`.
+        arguments: of the constructor.
+
+    Returns:
+        The source, and those of the arguments that load weights.
+
+    Raises:
+        SourceError: the name or an argument cannot be written down.
+    """
+    keys = _OF_VALUES.get(name.partition(":")[0], ())
+    loading = {key: arguments[key] for key in keys if key in arguments}
+    rest = {key: value for key, value in arguments.items() if key not in loading}
+    return ModelSource.of(name, **rest), loading
 
 
 def source_of(model: nn.Module) -> ModelSource | None:

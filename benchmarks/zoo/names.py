@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 
 import timm
 import torchvision
 
 from benchmarks.networks import default_size
+from lwdna.zoo import all_models, matching
+
+__all__ = ["all_models", "family", "matching", "sample"]
 
 _QUICK_PIXELS = 256
-
-
-def all_models() -> tuple[str, ...]:
-    """Every model of both libraries, as ``"timm:resnet18"``."""
-    return (
-        *(f"timm:{name}" for name in timm.list_models()),
-        *(f"torchvision:{name}" for name in torchvision.models.list_models()),
-    )
 
 
 def family(name: str) -> str:
@@ -32,22 +26,6 @@ def family(name: str) -> str:
         else torchvision.models.get_model_builder(model)
     )
     return f"{library}/" + builder.__module__.partition(".models.")[2].replace(".", "/")
-
-
-def matching(patterns: Iterable[str]) -> tuple[str, ...]:
-    """The models that a pattern matches; with or without the library.
-
-    Raises:
-        ValueError: a pattern matches no model.
-    """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        full = pattern if ":" in pattern else f"*:{pattern}"
-        names = [name for name in all_models() if fnmatchcase(name, full)]
-        if not names:
-            raise ValueError(f"{pattern!r} matches no model of timm or torchvision")
-        found.update(dict.fromkeys(names))
-    return tuple(found)
 
 
 def sample(names: Sequence[str], count: int, seed: int) -> tuple[str, ...]:

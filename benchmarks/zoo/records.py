@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lwdna.jsonl import append
+
+__all__ = ["Record", "Results", "append", "is_ok", "key_of", "read", "tidy"]
+
 Record = dict[str, Any]
 
 
@@ -75,16 +79,6 @@ def read(path: Path) -> Results:
                 f"{path}, line {number}, is no record of the sweep: delete it and resume"
             ) from error
     return Results(runs, dict(sorted(models.items())))
-
-
-def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add one line in one write: a run that is interrupted leaves whole lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(file)
 
 
 def tidy(path: Path) -> Results:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from lwdna.fx_passes.regions import graphs
 from lwdna.graph import ChannelGraph
+from lwdna.prunable import free_terms, prunable_share
 
 _MACS = ("conv", "linear", "matmul")
 _REASONS = 5  # of the largest are kept
@@ -35,7 +36,7 @@ def figures(model: nn.Module, gm: nn.Module, graph: ChannelGraph) -> dict[str, A
     """
     values = graph.cost_model.per_term(graph.widths)
     kinds = np.array([term.kind for term in graph.terms])
-    free = _free_terms(graph)
+    free = free_terms(graph)
     macs = np.isin(kinds, _MACS)
     cost = graph.cost()
     products = values[kinds == "matmul"].sum() / max(cost.macs, 1)
@@ -48,24 +49,9 @@ def figures(model: nn.Module, gm: nn.Module, graph: ChannelGraph) -> dict[str, A
         "choices": len({c.node for c in graph.choices if len(c.candidates) > 1}),
         "attention": round(float(products), 4),
         "kind": "transformer" if products >= _ATTENTION else "cnn",
-        "share": {
-            "macs": _share(values, macs, free),
-            "params": _share(values, kinds == "params", free),
-        },
+        "share": {name: round(prunable_share(graph, name), 4) for name in ("macs", "params")},
         "frozen": _reasons(model, gm, graph, np.flatnonzero(macs & ~free), values),
     }
-
-
-def _free_terms(graph: ChannelGraph) -> NDArray[np.bool_]:
-    """Whether each cost term has a prunable group among its factors, shape (terms,)."""
-    costs = graph.cost_model
-    vectors = (costs.counts[:, graph.prunable] > 0).any(axis=1)
-    free: NDArray[np.bool_] = np.append(vectors, False)[costs.factors].any(axis=1)
-    return free
-
-
-def _share(values: NDArray[np.int64], terms: NDArray[np.bool_], free: NDArray[np.bool_]) -> float:
-    return round(float(values[terms & free].sum() / max(values[terms].sum(), 1)), 4)
 
 
 def _reasons(

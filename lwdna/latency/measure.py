@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lwdna.channels import Policy
 from lwdna.dna import versions
@@ -44,7 +45,8 @@ def measure_latency(
 
     The network is resized to random widths, run operator by operator, and each operator's seconds
     are fitted by a fixed part and parts that grow with the elements it writes and reads and with
-    its multiply-accumulates. Do nothing else on the machine meanwhile.
+    its multiply-accumulates. Do nothing else on the machine meanwhile. A terminal shows a progress
+    bar.
 
     Args:
         model: any network that :func:`lwdna.capture` takes as one graph; on the device to measure
@@ -83,7 +85,8 @@ def measure_latency(
         nodes: list[dict[str, float]] = []
         totals: list[float] = []
         found: list[dict[str, tuple[float, float, float]]] = []
-        for copies in drawn.configurations(configurations):
+        widths = drawn.configurations(configurations)
+        for copies in tqdm(widths, desc="measuring", delay=1, disable=None, leave=False):
             small = resize(gm, graph, copies, seed=seed)
             nodes.append(time_nodes(small, arguments, repeats))
             totals.append(time_network(small, arguments, repeats))

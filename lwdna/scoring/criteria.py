@@ -22,13 +22,15 @@ Criterion = Callable[[ScoringContext], Saliency]
 F = TypeVar("F", bound=Callable[..., Saliency])
 
 _CRITERIA: dict[str, Callable[..., Saliency]] = {}
+_WITHOUT_DATA: set[str] = set()
 
 
-def criterion(name: str) -> Callable[[F], F]:
+def criterion(name: str, *, data: bool = True) -> Callable[[F], F]:
     """Register a criterion under ``name`` (decorator).
 
     Args:
         name: what users pass as ``criterion=``.
+        data: whether it looks at the batches.
 
     Raises:
         ValueError: the name is taken.
@@ -42,6 +44,8 @@ def criterion(name: str) -> Callable[[F], F]:
         if name in _CRITERIA:
             raise ValueError(f"criterion {name!r} is registered already; choose another name")
         _CRITERIA[name] = function
+        if not data:
+            _WITHOUT_DATA.add(name)
         return function
 
     return register
@@ -65,6 +69,11 @@ class NamedCriterion:
     name: str
     options: Mapping[str, Any]
     function: Callable[..., Saliency]
+
+    @property
+    def data(self) -> bool:
+        """Whether it looks at the batches; of a callable that is not registered nobody knows."""
+        return self.name not in _WITHOUT_DATA
 
     def __call__(self, context: ScoringContext) -> Saliency:
         """Score ``context``."""

@@ -22,7 +22,7 @@ _CONVOLUTIONS = {
 }
 
 
-@criterion("synflow")
+@criterion("synflow", data=False)
 def synflow(context: ScoringContext) -> Saliency:
     """Σ ∂R/∂|w| · |w| over the filters that produce a unit, R the sum of outputs for inputs of one.
 

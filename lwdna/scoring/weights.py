@@ -15,7 +15,7 @@ from lwdna.scoring.context import ScoringContext
 from lwdna.scoring.criteria import Saliency, criterion
 
 
-@criterion("magnitude")
+@criterion("magnitude", data=False)
 def magnitude(context: ScoringContext, *, norm: Literal["l1", "l2"] = "l2") -> Saliency:
     """Norm of the filters that produce a unit.
 
@@ -43,7 +43,7 @@ def magnitude(context: ScoringContext, *, norm: Literal["l1", "l2"] = "l2") -> S
     return result
 
 
-@criterion("fpgm")
+@criterion("fpgm", data=False)
 def fpgm(context: ScoringContext) -> Saliency:
     """Mean Euclidean distance of a unit's filters to the other filters of their layer.
 
@@ -70,7 +70,7 @@ def fpgm(context: ScoringContext) -> Saliency:
     return _mean_over_filters(context, distances)
 
 
-@criterion("bn-scale")
+@criterion("bn-scale", data=False)
 def bn_scale(context: ScoringContext) -> Saliency:
     """|γ|, the gain of the batch norms that normalise a unit, averaged over them.
 
@@ -107,7 +107,7 @@ def bn_scale(context: ScoringContext) -> Saliency:
     return _mean(context, total, times)
 
 
-@criterion("random")
+@criterion("random", data=False)
 def random(context: ScoringContext) -> Saliency:
     """Uniform random numbers from the seed; a baseline of every comparison (METHOD §2).
 
@@ -124,7 +124,7 @@ def random(context: ScoringContext) -> Saliency:
     return result
 
 
-@criterion("uniform")
+@criterion("uniform", data=False)
 def uniform(context: ScoringContext) -> Saliency:
     """Scores by which one global threshold keeps the same fraction of every group.
 

@@ -1,0 +1,157 @@
+"""Networks that a command line names, and inputs for them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from lwdna.dna import Dna
+from lwdna.errors import SourceError
+from lwdna.files import load
+from lwdna.fx_passes.regions import is_captured, meta_of
+from lwdna.inputs import default_inputs
+from lwdna.source import build, build_on_meta, create, parted
+
+_ZOOS = ("timm", "torchvision")
+
+
+def constructed(
+    name: str, arguments: dict[str, Any], *, values: bool = True, seed: int = 0
+) -> nn.Module:
+    """A network from its constructor.
+
+    Args:
+        name: ``"library:name"``. A module is looked for in the current directory, too.
+        arguments: of the constructor.
+        values: ``False`` for a network on the meta device, where nothing is drawn or downloaded.
+        seed: of the values.
+
+    Raises:
+        SourceError: there is no such constructor, or it fails.
+    """
+    library = name.partition(":")[0]
+    if library not in _ZOOS:
+        look_here()
+    if values:
+        torch.manual_seed(seed)
+        return create(name, **arguments)
+    source, _ = parted(name, arguments)
+    return build_on_meta(source, trust=(source.library,))
+
+
+def network(
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    trust: Sequence[str] = (),
+    values: bool = True,
+    seed: int = 0,
+) -> nn.Module:
+    """A network from its constructor, or one that was saved.
+
+    Args:
+        name: ``"library:name"``, or a directory.
+        arguments: of the constructor.
+        trust: see :func:`lwdna.load`.
+        values: as for :func:`constructed`; a saved network has its own.
+        seed: of the values.
+
+    Raises:
+        click.UsageError: neither, or arguments for a network that is built already.
+        SourceError: see :func:`constructed`.
+        DnaError: see :func:`lwdna.load`.
+    """
+    if Path(name).is_dir():
+        if arguments:
+            raise click.UsageError(f"--arg: {name} holds a network that is built already")
+        return saved(name, trust)
+    check_constructor(name)
+    return constructed(name, arguments, values=values, seed=seed)
+
+
+def of_dna(dna: Dna, arguments: dict[str, Any], trust: Sequence[str]) -> nn.Module:
+    """The model that a DNA was found on, with values drawn by the DNA's seed.
+
+    Args:
+        dna: names the constructor.
+        arguments: of the constructor, besides those in the DNA.
+        trust: see :func:`lwdna.load`.
+
+    Raises:
+        SourceError: the constructor is not known, not trusted, or fails.
+    """
+    if dna.source is None:
+        raise SourceError(f"the DNA does not tell how its {dna.model} is constructed")
+    name = f"{dna.source.library}:{dna.source.name}"
+    source, loading = parted(name, {**dna.source.arguments, **arguments})
+    torch.manual_seed(dna.seed)
+    return build(source, trust=trust, **loading)
+
+
+def saved(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
+    """A network that was saved; see :func:`lwdna.load`."""
+    if trust:
+        look_here()
+    return load(path, trust=trust)
+
+
+def check_constructor(name: str) -> None:
+    """Refuse what is no constructor.
+
+    Raises:
+        click.UsageError: says what is.
+    """
+    if ":" not in name:
+        raise click.UsageError(
+            f"{name!r} names no model: write timm:NAME, torchvision:NAME, package.module:FACTORY, "
+            "or a directory that lwdna saved"
+        )
+
+
+def look_here() -> None:
+    """Find modules in the current directory, after all that is installed."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def example(
+    net: nn.Module, shapes: Sequence[tuple[int, ...]], *, batch: int = 2, seed: int | None = None
+) -> Any:
+    """Example inputs of a network.
+
+    Args:
+        net: the network.
+        shapes: of the inputs, without the batch; by default those of a saved network's DNA, or of
+            the model's configuration.
+        batch: number of samples.
+        seed: of standard normal values; ``None`` for tensors without values, on the meta device.
+
+    Returns:
+        Positional arguments of ``forward``.
+    """
+    if not shapes:
+        found = [t[1:] for t in dna.input_shapes] if (dna := dna_of(net)) else []
+        shapes = found or [tuple(default_inputs(net).shape[1:])]
+    if seed is None:
+        return tuple(torch.empty(batch, *shape, device="meta") for shape in shapes)
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
+
+
+def dna_of(net: nn.Module) -> Dna | None:
+    """The DNA of a network that was shrunk."""
+    dna = meta_of(net).get("lwdna") if is_captured(net) else None
+    return dna if isinstance(dna, Dna) else None
+
+
+def size_of(inputs: Sequence[Tensor]) -> str:
+    """Shapes for people, without the batch: ``"3x224x224"``."""
+    return ", ".join("x".join(map(str, t.shape[1:])) for t in inputs)

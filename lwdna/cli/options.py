@@ -1,0 +1,216 @@
+"""Options that several commands take, and what they mean to the library."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from lwdna import Budget, Constraints
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SHAPE = re.compile(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*")
+_BUDGETS = {
+    "macs": "Multiply-accumulates: 0.9, 90%, 3.7G.",
+    "params": "Parameters: 0.8, 25M.",
+    "flops": "FLOPs as the paper counts them: 90.6%, 3.73G.",
+    "activations": "Elements of layer outputs: 0.7, 9M.",
+    "latency": "Seconds, by --latency-table: 0.8, 12ms.",
+}
+#: Names of the options that limit a cost.
+LIMITS = tuple(_BUDGETS)
+#: Files of a network that :func:`lwdna.save` wrote.
+SAVED = ("dna.json", "model.safetensors")
+#: Option -> what :class:`lwdna.Budget` calls it, where that differs.
+_METRICS = {"flops": "flops_paper"}
+
+
+class Pair(click.ParamType):
+    """``key=value``, the value being JSON, or text where it is none: (key, value)."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """Read one pair."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r}: write key=value, such as num_classes=10", param, ctx)
+        try:
+            return key, json.loads(text, parse_constant=_refuse)
+        except ValueError:
+            return key, text
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)  # NaN and Infinity are no JSON: they are text
+
+
+class Shape(click.ParamType):
+    """``3x224x224``: the shape of one input, without the batch."""
+
+    name = "CxHxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read one shape."""
+        if isinstance(value, tuple):
+            return value
+        if not _SHAPE.fullmatch(value):
+            self.fail(f"{value!r}: write channels, height and width, as 3x224x224", param, ctx)
+        return tuple(int(n) for n in value.split("x"))
+
+
+def options(*given: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in this order in the help."""
+
+    def decorate(function: F) -> F:
+        for one in reversed(given):
+            function = one(function)
+        return function
+
+    return decorate
+
+
+def unique(pairs: Sequence[tuple[str, Any]], option: str) -> dict[str, Any]:
+    """Pairs as a dict.
+
+    Raises:
+        click.UsageError: a key is given twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise click.UsageError(f"{option}: a key is given twice")
+    return found
+
+
+model = click.argument("model", metavar="MODEL")
+arguments = click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    type=Pair(),
+    help="Argument of the model's constructor, in JSON or plain text: num_classes=10, "
+    "pretrained=true. Repeat it for more.",
+)
+inputs = click.option(
+    "--input",
+    "shapes",
+    multiple=True,
+    type=Shape(),
+    metavar="CxHxW",
+    help="Shape of the input without the batch, 3x224x224; by default that of the model's own "
+    "configuration. Repeat it for models of several inputs.",
+)
+trust = click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE",
+    help="A module that a saved network may be built by: naming it runs its code.",
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
+force = click.option("--force", is_flag=True, help="Replace a result that is there.")
+#: What every command on one model takes.
+of_model = options(model, arguments, inputs, trust)
+budgets = options(
+    *(click.option(f"--{name}", metavar="LIMIT", help=said) for name, said in _BUDGETS.items())
+)
+widening = options(
+    click.option(
+        "--widen",
+        multiple=True,
+        metavar="FACTOR",
+        help="Widen first: 2, or PATTERN=1.5 for the groups that `lwdna explain` lists. 1 only "
+        "removes.  [default: 2]",
+    ),
+    click.option(
+        "--divisor",
+        multiple=True,
+        metavar="N",
+        help="Widths are multiples of N; or PATTERN=N.  [default: 1]",
+    ),
+    click.option("--floor", type=float, help="Least share of a group's widened width: 0.4."),
+    click.option("--freeze", multiple=True, metavar="PATTERN", help="Groups that stay as wide."),
+    click.option(
+        "--max-growth", type=float, help="Most width of a group, as a multiple of its own."
+    ),
+    click.option(
+        "--policy",
+        default="auto",
+        show_default=True,
+        help="Axis of attention heads and grouped convolutions that changes; or both.",
+    ),
+)
+
+
+def budget_of(given: Mapping[str, Any]) -> Budget | None:
+    """The budget among a command's options; ``None`` without one."""
+    from lwdna import Budget
+
+    limits = {_METRICS.get(name, name): given[name] for name in _BUDGETS if given[name] is not None}
+    return Budget(**limits) if limits else None
+
+
+def widen_of(given: Mapping[str, Any]) -> float | dict[str, float]:
+    """The widening among a command's options: a factor, or pattern -> factor."""
+    found = _by_pattern(given["widen"], "--widen", float)
+    return 2.0 if found is None else found
+
+
+def constraints_of(given: Mapping[str, Any]) -> Constraints | None:
+    """The constraints among a command's options; ``None`` without any."""
+    from lwdna import Constraints, Floors
+
+    found: dict[str, Any] = {
+        "divisor": _by_pattern(given["divisor"], "--divisor", int),
+        "floors": None if given["floor"] is None else Floors(fraction=given["floor"]),
+        "freeze": given["freeze"] or None,
+        "max_growth": given["max_growth"],
+    }
+    found = {name: value for name, value in found.items() if value is not None}
+    return Constraints(**found) if found else None
+
+
+def _by_pattern(texts: Sequence[str], option: str, kind: type) -> Any:
+    """One number, or pattern -> number, or ``None`` of no text."""
+    pairs = [(pattern, value) for pattern, _, value in (text.rpartition("=") for text in texts)]
+    try:
+        found = {pattern: kind(value) for pattern, value in unique(pairs, option).items()}
+    except ValueError as e:
+        raise click.UsageError(f"{option}: {e}; write a number, or PATTERN=NUMBER") from e
+    if "" in found and len(found) > 1:
+        raise click.UsageError(f"{option}: one number for all groups, or PATTERN=NUMBER for each")
+    return found.get("", found or None)
+
+
+def check_free(path: Path | None, *, force: bool, names: Sequence[str] = ()) -> None:
+    """Refuse to overwrite a result.
+
+    Args:
+        path: where a command writes; a file, or with ``names`` a directory.
+        force: overwrite it all the same.
+        names: of the files that make up a result in a directory.
+
+    Raises:
+        click.UsageError: something is there.
+    """
+    if path is None:
+        return
+    if names and path.exists() and not path.is_dir():
+        raise click.UsageError(f"{path} is a file: name a directory")
+    if not names and path.is_dir():
+        raise click.UsageError(f"{path} is a directory: name a file")
+    there = [path / name for name in names] if names else [path]
+    for one in there:
+        if one.exists() and not force:
+            raise click.UsageError(f"{one} is there already: --force replaces it")
