@@ -73,8 +73,8 @@ FORBIDDEN = {
 }
 
 
-#: Packages that nothing else of lwdna imports.
-OUTER = ("lwdna.training",)
+#: Built on the public names, and imported by nothing of the package but the program.
+APPLICATIONS = ("lwdna.cli", "lwdna.training")
 
 
 def within(module: str, package: str) -> bool:
@@ -113,11 +113,16 @@ def test_imports_point_one_way(module: str) -> None:
     assert not violations(module, FILES[module].read_text())
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_nothing_imports_the_outer_packages(module: str) -> None:
-    found = imports(FILES[module].read_text(), module)
-    for package in OUTER:
-        assert within(module, package) or not any(within(name, package) for name in found)
+@pytest.mark.parametrize("application", APPLICATIONS)
+def test_nothing_builds_on_an_application(application: str) -> None:
+    others = {m: p for m, p in FILES.items() if not within(m, application)}
+    users = {
+        module
+        for module, path in others.items()
+        for name in imports(path.read_text(), module)
+        if within(name, application)
+    }
+    assert len(others) < len(FILES) and users <= {"lwdna.__main__"}
 
 
 def test_every_layer_exists() -> None:
@@ -143,7 +148,28 @@ def test_a_forbidden_import_is_found(module: str, line: str) -> None:
 def test_importing_lwdna_imports_nothing_that_few_need() -> None:
     """The zoos take as long as torch; only measured latencies are fitted by scipy."""
     code = (
-        "import sys, lwdna; unwanted = {'timm', 'torchvision', 'scipy.optimize', 'matplotlib'}; "
+        "import sys, lwdna; assert 'torch' not in sys.modules; lwdna.shrink; "
+        "unwanted = {'timm', 'torchvision', 'scipy.optimize', 'matplotlib', 'click'}; "
         "assert not unwanted & set(sys.modules)"
     )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_public_names() -> None:
+    """They are imported when they are asked for, and are then like any other."""
+    from lwdna import _public
+
+    names = {name for name in vars(_public) if not name.startswith("_")}
+    assert names - {"annotations"} == set(_public.__all__) == set(lwdna.__all__)
+    assert sorted(_public.__all__) == sorted(set(_public.__all__))
+    for name in _public.__all__:
+        assert getattr(lwdna, name) is getattr(_public, name), name
+        assert name in dir(lwdna)
+    with pytest.raises(AttributeError, match="'lwdna' has no attribute 'shrinkk'"):
+        lwdna.shrinkk  # noqa: B018
+
+
+@pytest.mark.parametrize("first", ["lwdna.files", "lwdna.choices", "lwdna.graph", "lwdna._public"])
+def test_any_module_may_be_imported_first(first: str) -> None:
+    code = f"import {first}, lwdna; from lwdna import *; lwdna.weights, lwdna.copies; save, rules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,218 @@
+"""The program: its table of commands, help, exit codes, and what goes to stdout."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+import lwdna
+from benchmarks import cli_page
+from benchmarks.pages import filled
+from lwdna.cli import main
+from lwdna.cli.application import COMMANDS, EXIT_CODES
+from lwdna.cli.command import Answer, command
+from tests.cli.commands import PLAIN, SMALL, answer, run
+
+NAMES = [name for commands in COMMANDS.values() for name in commands]
+ROOT = Path(__file__).parents[2]
+
+
+def command_of(name: str) -> click.Command:
+    found = main.get_command(click.Context(main), name)
+    assert found is not None
+    return found
+
+
+def examples(name: str) -> Iterator[list[str]]:
+    """The words of each example of a command."""
+    lines = "\n".join(command_of(name).examples).replace("\\\n", " ")
+    for line in lines.splitlines():
+        yield shlex.split(line.partition(" || ")[0], comments=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_examples_are_command_lines(name: str) -> None:
+    lines = list(examples(name))
+    assert lines
+    for words in lines:
+        assert words[0] == "lwdna" and words[1] in NAMES
+        other = command_of(words[1])
+        # Raises where there is no such option, or a value or an argument is wrong.
+        values, rest, _ = other.make_parser(click.Context(other)).parse_args(words[2:])
+        assert not rest
+        for parameter in other.params:
+            if isinstance(parameter.type, click.Path):
+                continue  # the files are not there
+            value = values.get(parameter.name)
+            if isinstance(value, (str, list)):
+                parameter.type_cast_value(click.Context(other), value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_every_command(name: str) -> None:
+    said = run(name, "--help").stdout
+    assert "Examples:\n  lwdna " in said and "--json" in said
+
+
+def test_the_help_names_all_commands_and_exit_codes() -> None:
+    said = run("--help").stdout
+    for name in NAMES:
+        assert f"\n  {name} " in said
+    for code in EXIT_CODES:
+        assert f"\n  {code} " in said
+    assert run("--version").stdout.strip().endswith(lwdna.__version__)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\n"
+        "from lwdna.cli import main\n"
+        f"for line in [['--help'], ['--version'], *([name, '--help'] for name in {NAMES!r})]:\n"
+        "    main(line, standalone_mode=False)\n"
+        "assert not {'torch', 'timm', 'numpy', 'lwdna._public'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stdout=subprocess.PIPE)
+
+
+def test_the_page_is_that_of_the_help() -> None:
+    page = cli_page.PAGE.read_text()
+    assert page == filled(page, "cli", cli_page.blocks()), "python -m benchmarks.cli_page"
+    assert all(f"<!-- cli:{name} -->" in page for name in NAMES)
+
+
+def test_the_entry_point() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, attribute = scripts["lwdna"].partition(":")
+    assert getattr(import_module(module), attribute) is main
+
+
+def refuse() -> None:
+    lwdna.Budget(macs="many")
+
+
+def defect() -> None:
+    torch.empty(2).view(3, 3).reshape(-1).index_select(5, torch.tensor([0]))
+
+
+def foreign() -> None:
+    int("many")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def full() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def out_of_reach() -> None:
+    raise lwdna.BudgetError("too low", {"macs": (5, 9)})
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        (refuse, 2, "Error: budget macs='many'"),
+        (out_of_reach, 3, "Error: too low"),
+        (full, 3, "No space left"),
+        (defect, 4, "Traceback"),
+        (foreign, 4, "Traceback"),
+        (interrupt, 130, "interrupted"),
+    ],
+)
+def test_exit_codes(
+    body: Callable[[], None], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @command(examples=())
+    def criteria() -> Answer:
+        body()
+        raise AssertionError
+
+    monkeypatch.setattr("lwdna.cli.criteria.criteria", criteria)
+    result = run("criteria", "--json", code=code)
+    assert said in result.stderr
+    assert ("Traceback" in result.stderr) == (code == 4)
+    if code == 3 and body is out_of_reach:
+        error = json.loads(result.stdout)["error"]
+        assert error == {
+            "type": "BudgetError",
+            "message": "too low",
+            "attainable": {"macs": [5, 9]},
+        }
+    elif code != 3:
+        assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["shrinkk"], "No such command"),
+        (["cost"], "Missing argument"),
+        (["cost", "resnet18"], "write timm:NAME"),
+        (["cost", PLAIN, "--arg", "width"], "write key=value"),
+        (["cost", PLAIN, "--arg", "width=1", "--arg", "width=2"], "given twice"),
+        (["cost", PLAIN, "--input", "3x0x4"], "as 3x224x224"),
+        (["attainable", PLAIN, "--widen", "2", "--widen", "a=3"], "one number for all"),
+        (["attainable", PLAIN, "--divisor", "a=b"], "PATTERN=NUMBER"),
+        (["attainable", PLAIN, *SMALL, "--widen", "0.5"], "widen = 0.5"),
+        (["attainable", PLAIN, *SMALL, "--widen", "none*=2"], "matches no group"),
+        (["explain", PLAIN, *SMALL, "--policy", "none"], "policy"),
+        (["explain", PLAIN, *SMALL, "--group", "none*"], "matches no group"),
+    ],
+)
+def test_a_wrong_command_line(line: list[str], said: str) -> None:
+    result = run(*line, code=2)
+    assert said in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["cost", "timm:resnet18000"], "has no model"),
+        (["cost", "no_such_module:build"], "ModuleNotFoundError"),
+        (["cost", f"{PLAIN}er"], "AttributeError"),
+        (["cost", PLAIN, "--arg", "depth=3"], "unexpected keyword"),
+        (["cost", "tests.factories:number"], "and no nn.Module"),
+    ],
+)
+def test_a_model_that_cannot_be_built(line: list[str], said: str) -> None:
+    assert said in answer(*line, code=3)["error"]["message"]
+
+
+def test_what_a_factory_prints_is_not_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = "from tests.factories import plain\ndef build():\n    print('hello')\n    return plain()"
+    (tmp_path / "printing_factory.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    result = run("cost", "printing_factory:build", *SMALL, "--json")
+    assert json.loads(result.stdout)["params"] and "hello" in result.stderr
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal() -> None:
+    @command(examples=())
+    def hostile() -> Answer:
+        raise lwdna.DnaError("group '\x1b[2J' is")
+
+    with pytest.raises(lwdna.DnaError):
+        CliRunner().invoke(hostile, [], catch_exceptions=False)
+    text = Answer({}, "a\x1b[2Jb\nc").text
+
+    @command(examples=())
+    def shown() -> Answer:
+        return Answer({}, text)
+
+    assert CliRunner().invoke(shown, []).stdout == "a\ufffd[2Jb\nc\n"
