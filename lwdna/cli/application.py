@@ -6,8 +6,10 @@ A command is imported when it is asked for. To add one, write a ``click.Command`
 
 from __future__ import annotations
 
+import dis
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from types import TracebackType
 from typing import Any
@@ -91,7 +93,7 @@ class Application(click.Group):
         return code
 
 
-def _exit_code(run: Any) -> int:
+def _exit_code(run: Callable[[], int | None]) -> int:
     try:
         return run() or OK
     except click.Abort:
@@ -124,11 +126,17 @@ def _defect() -> int:
 
 
 def _raised_here(trace: TracebackType | None) -> bool:
-    """Whether an error comes from a check of ours: by convention, the argument is wrong then."""
-    innermost = ""
-    while trace is not None:
-        innermost, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
-    return innermost.partition(".")[0] == "lwdna"
+    """Whether an error was raised by a check of ours: by convention, an argument is wrong then.
+
+    What C code raises has no frame of its own: only a raise statement of ours is such a check.
+    """
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    frame = trace.tb_frame
+    raised = dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and str(frame.f_globals.get("__name__")).partition(".")[0] == "lwdna"
 
 
 @click.command(cls=Application)

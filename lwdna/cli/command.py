@@ -15,7 +15,7 @@ import click
 
 from lwdna.errors import BudgetError, LwdnaError
 
-#: Seconds from which on a command says how long it took.
+#: Seconds from which on a command says, on a terminal, how long it took.
 _LONG_S = 1.0
 
 
@@ -55,7 +55,7 @@ class Command(click.Command):
             raise
         click.echo(_json(answer.document) if as_json else printable(answer.text))
         seconds = time.perf_counter() - started
-        if seconds > _LONG_S:
+        if seconds > _LONG_S and sys.stderr.isatty():
             click.echo(f"{seconds:.1f} s", err=True)
         ctx.exit(0 if answer.yes else 1)
 

@@ -70,6 +70,7 @@ def latency(
     from lwdna.cli import models
     from lwdna.files import replace_file
 
+    models.check_device(device)
     named = options.unique(arguments, "--arg")
     net = models.network(model, named, trust=trust, seed=measuring["seed"])
     order = torch.channels_last if channels_last else torch.contiguous_format

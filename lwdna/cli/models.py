@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lwdna.dna import Dna
 from lwdna.errors import SourceError
@@ -19,7 +19,8 @@ from lwdna.fx_passes.regions import is_captured, meta_of
 from lwdna.inputs import default_inputs
 from lwdna.source import build, build_on_meta, create, parted
 
-_ZOOS = ("timm", "torchvision")
+#: Libraries whose constructors run without being trusted by name.
+ZOOS = ("timm", "torchvision")
 
 
 def constructed(
@@ -37,7 +38,7 @@ def constructed(
         SourceError: there is no such constructor, or it fails.
     """
     library = name.partition(":")[0]
-    if library not in _ZOOS:
+    if library not in ZOOS:
         look_here()
     if values:
         torch.manual_seed(seed)
@@ -115,6 +116,18 @@ def check_constructor(name: str) -> None:
         )
 
 
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        click.UsageError: says what PyTorch says.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise click.UsageError(f"--device {device}: {e}") from e
+
+
 def look_here() -> None:
     """Find modules in the current directory, after all that is installed."""
     here = os.getcwd()
@@ -150,8 +163,3 @@ def dna_of(net: nn.Module) -> Dna | None:
     """The DNA of a network that was shrunk."""
     dna = meta_of(net).get("lwdna") if is_captured(net) else None
     return dna if isinstance(dna, Dna) else None
-
-
-def size_of(inputs: Sequence[Tensor]) -> str:
-    """Shapes for people, without the batch: ``"3x224x224"``."""
-    return ", ".join("x".join(map(str, t.shape[1:])) for t in inputs)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lwdna.cli import tables
 from lwdna.cli.command import Answer
+from lwdna.cli.models import ZOOS
 from lwdna.dna import Dna
 from lwdna.files import save
 from lwdna.fx_passes.regions import meta_of
@@ -34,17 +35,20 @@ def saved(net: nn.Module, output: Path | None) -> Answer:
         "",
         f"{changed} of {free} prunable groups have another width",
         *([dna.note] if dna.note else []),
-        *_next(output),
+        *_next(dna, output),
     )
     place = None if output is None else str(output)
     return Answer({"dna": json.loads(dna.to_json()), "saved": place}, "\n".join(lines))
 
 
-def _next(output: Path | None) -> list[str]:
+def _next(dna: Dna, output: Path | None) -> list[str]:
     if output is None:
         return ["nothing is saved: -o DIR keeps the network"]
+    library = None if dna.source is None else dna.source.library
+    ours = library not in ZOOS
+    given, option = (f", trust=[{library!r}]", f" --trust {library}") if ours else ("", "")
     return [
         f"saved in {output}; it is untrained unless it inherits trained weights. Next:",
-        f"  net = lwdna.load({str(output)!r})  # in Python: train it as you would the original",
-        f"  lwdna export {output} {output.name}.onnx",
+        f"  net = lwdna.load({str(output)!r}{given})  # in Python: train it like the original",
+        f"  lwdna export {output} {output.name}.onnx{option}",
     ]

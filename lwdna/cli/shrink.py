@@ -121,6 +121,7 @@ def _shrunk(
     from lwdna.cli import models
 
     models.check_constructor(name)
+    models.check_device(given["device"])
     chosen = options.unique(given["criterion_arguments"], "--criterion-arg")
     criterion = lwdna.get_criterion(given["criterion"], **chosen)
     if criterion.data and images is None and not fake_data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -34,29 +35,39 @@ def command_of(name: str) -> click.Command:
     return found
 
 
-def examples(name: str) -> Iterator[list[str]]:
-    """The words of each example of a command."""
-    lines = "\n".join(command_of(name).examples).replace("\\\n", " ")
-    for line in lines.splitlines():
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of each command line of a shell script."""
+    for line in text.replace("\\\n", " ").splitlines():
         yield shlex.split(line.partition(" || ")[0], comments=True)
+
+
+def check_line(words: list[str]) -> None:
+    """Raises where there is no such command or option, or a value is wrong."""
+    assert words[0] == "lwdna" and words[1] in NAMES
+    command = command_of(words[1])
+    values, rest, _ = command.make_parser(click.Context(command)).parse_args(words[2:])
+    assert not rest
+    for parameter in command.params:
+        value = values.get(parameter.name)
+        if isinstance(value, (str, list)) and not isinstance(parameter.type, click.Path):
+            parameter.type_cast_value(click.Context(command), value)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_examples_are_command_lines(name: str) -> None:
-    lines = list(examples(name))
+    lines = list(command_lines("\n".join(command_of(name).examples)))
     assert lines
     for words in lines:
-        assert words[0] == "lwdna" and words[1] in NAMES
-        other = command_of(words[1])
-        # Raises where there is no such option, or a value or an argument is wrong.
-        values, rest, _ = other.make_parser(click.Context(other)).parse_args(words[2:])
-        assert not rest
-        for parameter in other.params:
-            if isinstance(parameter.type, click.Path):
-                continue  # the files are not there
-            value = values.get(parameter.name)
-            if isinstance(value, (str, list)):
-                parameter.type_cast_value(click.Context(other), value)
+        check_line(words)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+def test_the_command_lines_of_the_pages(page: str) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    lines = [words for block in blocks for words in command_lines(block)]
+    assert len(lines) > 3
+    for words in lines:
+        check_line(words)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,6 +120,11 @@ def foreign() -> None:
     int("many")
 
 
+def inside() -> None:
+    """What C code raises when the library calls it is no check of an argument."""
+    exec("int('many')", {"__name__": "lwdna.somewhere"})
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -129,6 +145,7 @@ def out_of_reach() -> None:
         (full, 3, "No space left"),
         (defect, 4, "Traceback"),
         (foreign, 4, "Traceback"),
+        (inside, 4, "Traceback"),
         (interrupt, 130, "interrupted"),
     ],
 )

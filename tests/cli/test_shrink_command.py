@@ -63,7 +63,8 @@ def test_several_limits_and_the_table(tmp_path: Path) -> None:
     dna = lwdna.load(out, trust=["tests.factories"]).meta["lwdna"]
     assert dna.limits.keys() == {"macs", "params", "flops_paper", "activations"}
     assert f"{dna.after.macs:,}" in said and f"{dna.limits['params']:,}" in said
-    assert "lwdna export" in said and "lwdna.load(" in said
+    assert f"lwdna export {out} net.onnx --trust tests.factories" in said
+    assert f"lwdna.load('{out}', trust=['tests.factories'])" in said
 
 
 def test_what_is_saved_is_what_was_said_and_is_not_overwritten(tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_an_interruption_leaves_the_old_network(
         (["shrink", "somewhere", "--macs", "0.8", "--fake-data"], "names no model"),
         ([*BLIND, "--params", "few"], "budget params='few'"),
         ([*BLIND, "--floor", "3"], "fraction=3.0"),
+        ([*BLIND, "--device", "toaster"], "--device toaster"),
     ],
 )
 def test_what_is_refused(line: list[str], said: str) -> None:
