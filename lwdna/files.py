@@ -156,6 +156,8 @@ def read_dna(path: str | Path) -> Dna:
         given = next(
             (p for p in (given / DNA, given / HUB_CONFIGURATION) if p.exists()), given / DNA
         )
+    if not given.is_file():  # to open a pipe would wait for ever
+        raise DnaError(f"{given} cannot be read: there is no such file")
     try:
         return Dna.from_json(_read(given))
     except DnaError as e:

@@ -12,7 +12,7 @@ from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.inputs import default_inputs
 from lwdna.prunable import prunable_share
-from lwdna.source import ModelSource, build_on_meta
+from lwdna.source import ModelSource, build, without_values
 
 
 def all_models() -> tuple[str, ...]:
@@ -58,7 +58,8 @@ def facts(name: str, shapes: Sequence[tuple[int, ...]] = ()) -> dict[str, Any]:
     Raises:
         LwdnaError: the model cannot be built, captured or analysed.
     """
-    model = build_on_meta(ModelSource.of(name))
+    source = ModelSource.of(name)
+    model = without_values(lambda: build(source))
     inputs = tuple(torch.empty(2, *shape, device="meta") for shape in shapes)
     inputs = inputs or (default_inputs(model),)
     graph = analyse(capture(model, inputs), inputs)

@@ -17,7 +17,7 @@ from lwdna.errors import SourceError
 from lwdna.files import load
 from lwdna.fx_passes.regions import is_captured, meta_of
 from lwdna.inputs import default_inputs
-from lwdna.source import build, build_on_meta, create, parted
+from lwdna.source import build, create, parted, without_values
 
 #: Libraries whose constructors run without being trusted by name.
 ZOOS = ("timm", "torchvision")
@@ -44,7 +44,7 @@ def constructed(
         torch.manual_seed(seed)
         return create(name, **arguments)
     source, _ = parted(name, arguments)
-    return build_on_meta(source, trust=(source.library,))
+    return without_values(lambda: build(source, trust=(source.library,)))
 
 
 def network(

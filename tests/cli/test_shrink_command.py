@@ -90,7 +90,7 @@ def test_an_interruption_leaves_the_old_network(
     run(*BLIND, "-o", out)
     old = lwdna.load(out, trust=["tests.factories"])
 
-    def half(_net: Any, path: Path, _digest: str) -> None:
+    def half(_net: Any, path: Path, _digest: str, **_: Any) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -220,7 +220,8 @@ def test_latency_from_the_table_that_was_measured(tmp_path: Path) -> None:
     assert found["saved"] == str(table) and found["setting"]["shapes"] == [[1, 3, 16, 16]]
     assert len(lwdna.LatencyTable.load(table).operators) == found["operators"]
     assert "--force" in run("latency", PLAIN, *SMALL, *quick, "-o", table, code=2).stderr
-    line = ("shrink", PLAIN, *SMALL, "--latency", "0.9", "--latency-table", table)
+    # All of it: what less would be within reach depends on the machine and on the moment.
+    line = ("shrink", PLAIN, *SMALL, "--latency", "100%", "--latency-table", table)
     result = run(*line, "--widen", "1", "--criterion", "random")
     assert "latency" in result.stdout and " ms" in result.stdout
     other = ("shrink", "timm:test_resnet", "--latency", "0.9", "--latency-table", table)

@@ -17,7 +17,6 @@ import pytest
 
 import lwdna
 from lwdna import jsonl
-from lwdna.source import build_on_meta
 from tests.cli.commands import PLAIN, SMALL, answer, run
 
 MODELS = "timm:test_*"
@@ -25,7 +24,7 @@ MODELS = "timm:test_*"
 
 def test_the_figures_of_a_model() -> None:
     (found,) = answer("zoo", "timm:test_vit")["models"]
-    model = build_on_meta(lwdna.ModelSource.of("timm:test_vit"))
+    model = lwdna.create("timm:test_vit")
     assert found["name"] == "timm:test_vit" and found["input"] == [[3, 160, 160]]
     assert found["params"] == sum(p.numel() for p in model.parameters())
     assert found["macs"] == answer("cost", "timm:test_vit")["macs"]
