@@ -25,7 +25,7 @@ _OF_VALUES = {
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 _MOST_CHARACTERS = 200
-#: Where :func:`create` notes the source on a model; deepcopy keeps it.
+#: Where :func:`build` notes the source on a model; deepcopy keeps it.
 _NOTE = "_lwdna_source"
 
 
@@ -111,9 +111,7 @@ def create(name: str, /, **arguments: Any) -> nn.Module:
     >>> create("timm:resnet50", num_classes=10)  # doctest: +SKIP
     """
     source, loading = parted(name, arguments)
-    model = build(source, trust=(source.library,), **loading)
-    setattr(model, _NOTE, source)
-    return model
+    return build(source, trust=(source.library,), **loading)
 
 
 def parted(name: str, arguments: Mapping[str, Any]) -> tuple[ModelSource, dict[str, Any]]:
@@ -136,7 +134,7 @@ def parted(name: str, arguments: Mapping[str, Any]) -> tuple[ModelSource, dict[s
 
 
 def source_of(model: nn.Module) -> ModelSource | None:
-    """How a network was made: what :func:`create` noted, or what timm's own record says.
+    """How a network was made: what :func:`build` noted, or what timm's own record says.
 
     None where neither is there, or where timm was given what JSON does not have.
     """
@@ -155,7 +153,7 @@ def source_of(model: nn.Module) -> ModelSource | None:
 
 
 def build(source: ModelSource, *, trust: Sequence[str] = (), **loading: Any) -> nn.Module:
-    """The network of a source.
+    """The network of a source, with the source noted on it.
 
     Args:
         source: the constructor.
@@ -183,6 +181,7 @@ def build(source: ModelSource, *, trust: Sequence[str] = (), **loading: Any) -> 
         raise SourceError(f"{source} fails: {type(e).__name__}: {e}") from e
     if not isinstance(model, nn.Module):
         raise SourceError(f"{source} gives a {type(model).__name__}, and no nn.Module")
+    setattr(model, _NOTE, source)
     return model
 
 

@@ -38,6 +38,7 @@ def test_a_created_network_tells_how_it_was_made(name: str, arguments: Any) -> N
     model = lwdna.create(name, **arguments)
     source = source_of(copy.deepcopy(model))
     assert source is not None and source == ModelSource.of(name, **arguments)
+    assert source_of(build(source, trust=("tests.factories",))) == source
     assert source.arguments == json.loads(json.dumps(arguments))
     state = torch.get_rng_state()
     blank = without_values(partial(build, source, trust=("tests",)))

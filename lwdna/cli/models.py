@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lwdna.dna import Dna
-from lwdna.errors import SourceError
+from lwdna.errors import CaptureError, SourceError
 from lwdna.files import load
+from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.regions import is_captured, meta_of
 from lwdna.inputs import default_inputs
 from lwdna.source import build, create, parted, without_values
@@ -137,7 +138,7 @@ def look_here() -> None:
 
 def example(
     net: nn.Module, shapes: Sequence[tuple[int, ...]], *, batch: int = 2, seed: int | None = None
-) -> Any:
+) -> tuple[Tensor, ...]:
     """Example inputs of a network.
 
     Args:
@@ -157,6 +158,18 @@ def example(
         return tuple(torch.empty(batch, *shape, device="meta") for shape in shapes)
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
+
+
+def captured(net: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
+    """:func:`lwdna.capture`, whose errors say what a command line can do about it."""
+    try:
+        return capture(net, tuple(inputs))
+    except CaptureError as e:
+        shapes = ", ".join("x".join(map(str, t.shape[1:])) for t in inputs)
+        raise CaptureError(
+            f"captured on an input of {shapes} (--input gives another; what takes lists of images, "
+            f"as detectors do, needs lwdna.capture in Python): {e}"
+        ) from e
 
 
 def dna_of(net: nn.Module) -> Dna | None:

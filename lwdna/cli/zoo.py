@@ -14,6 +14,7 @@ from lwdna.cli import options
 from lwdna.cli.command import Answer, command
 
 _SORTS = ("name", "params", "macs", "prunable_macs", "prunable_params")
+_SHOWN = 200  # characters of a reason; --json and files have all of it
 _HEADERS = ("model", "input", "params", "MACs", "params prunable", "MACs prunable")
 
 
@@ -124,6 +125,6 @@ def _text(found: Sequence[dict[str, Any]]) -> str:
         for r in found
         if "error" not in r
     ]
-    failed = [f"{r['name']}: {r['error']}" for r in found if "error" in r]
+    failed = [f"{r['name']}: {r['error'][:_SHOWN]}" for r in found if "error" in r]
     parts = [tables.table(rows, _HEADERS)] if rows else []
     return "\n\n".join([*parts, *failed])
