@@ -19,27 +19,40 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
         os.close(file)
 
 
-def resume(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, to go on with; none if there is no file.
+def resume(path: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records in a file, to go on with; the file is begun if there is none.
 
     A last line without an end, which a full disk or a crash of the machine may leave, is cut off.
 
+    Args:
+        path: of the file.
+        head: its first line, in JSON's types: what the records are records of.
+
+    Returns:
+        The lines after the first.
+
     Raises:
-        ValueError: a line is no JSON object; names the line. The file stays as it is.
+        ValueError: the file is of another head, or a line is no JSON object; names the line. The
+            file stays as it is.
     """
     if not path.exists():
+        append(path, head)
         return []
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
-    lines = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as e:
-            raise ValueError(f"{path}, line {number}, is no JSON: {e}") from e
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}, is no JSON object")
-        lines.append(record)
+    lines = [_record(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+    if not lines or lines[0] != head:
+        raise ValueError(f"{path} is a record of something else: line 1 is not {json.dumps(head)}")
     if len(whole) < len(text):
         os.truncate(path, len(whole))
-    return lines
+    return lines[1:]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as e:
+        raise ValueError(f"{path}, line {number}, is no JSON: {e}") from e
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}, line {number}, is no JSON object")
+    return record

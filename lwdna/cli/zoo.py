@@ -77,18 +77,13 @@ def _begin(output: Path | None, shapes: Any, *, force: bool) -> dict[str, dict[s
 
     if output is None:
         return {}
-    head = {"lwdna_zoo": 1, "versions": versions(), "input": [list(s) for s in shapes]}
-    lines = [] if force else jsonl.resume(output)
-    if not lines:
+    if force:
         output.unlink(missing_ok=True)
-        jsonl.append(output, head)
-        return {}
-    if lines[0] != head:
-        raise click.UsageError(
-            f"{output} is of other versions, other inputs, or no file of `lwdna zoo`: name another "
-            "file, or --force to begin it anew"
-        )
-    return {record["name"]: record for record in lines[1:]}
+    head = {"lwdna_zoo": 1, "versions": versions(), "input": [list(shape) for shape in shapes]}
+    try:
+        return {record["name"]: record for record in jsonl.resume(output, head)}
+    except ValueError as e:
+        raise click.UsageError(f"{e}; name another file, or --force to begin it anew") from e
 
 
 def _examined(name: str, shapes: Any, output: Path | None) -> dict[str, Any]:

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 
 import lwdna
-from lwdna import jsonl
 from tests.cli.commands import PLAIN, SMALL, answer, run
 
 MODELS = "timm:test_*"
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_the_figures_of_a_model() -> None:
@@ -56,18 +59,33 @@ def test_a_model_that_fails_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None
     assert "timm:test_resnet: CaptureError: no way" in run(*line).stdout
 
 
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"mine": 1}\n', "something else"),
+        ('{"mine": 1}\n{"mi', "something else"),
+        ("mine", "something else"),
+        ("mine\n", "line 1, is no JSON"),
+        ("[1]\n", "line 1, is no JSON object"),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
-    path.write_text('{"mine": 1}\n')
-    assert "another file, or --force" in run("zoo", "timm:test_vit", "-o", path, code=2).stderr
-    assert path.read_text() == '{"mine": 1}\n'
-    path.write_text("mine\n")
-    assert "line 1, is no JSON" in run("zoo", "timm:test_vit", "-o", path, code=2).stderr
+    path.write_text(text)
+    result = run("zoo", "timm:test_vit", "-o", path, code=2)
+    assert said in result.stderr and "another file, or --force" in result.stderr
+    assert path.read_text() == text
+
+
+def test_a_file_of_other_settings_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.jsonl"
+    path.write_text("mine")
     run("zoo", "timm:test_vit", "-o", path, "--force")
-    head, record = jsonl.resume(path)
+    head, record = lines_of(path)
     assert head["lwdna_zoo"] == 1 and record["name"] == "timm:test_vit"
     other = ("zoo", "timm:test_vit", "--input", "3x192x192", "-o", path)
-    assert "other inputs" in run(*other, code=2).stderr
+    assert "something else" in run(*other, code=2).stderr
+    assert lines_of(path) == [head, record]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -83,14 +101,14 @@ def test_killed_it_goes_on_where_it_stopped(number: signal.Signals, tmp_path: Pa
     if number is signal.SIGINT:
         assert child.returncode == 130 and said.strip().splitlines()[-1] == "interrupted"
         assert "Traceback" not in said and "\r" not in said, "no bars where there is no terminal"
-    done = jsonl.resume(path)[1:]
+    _, *done = lines_of(path)
     assert len(done) >= 2
     with path.open("a") as file:
         file.write('{"name": "timm:te')  # what a crash of the machine may leave
     looked_at: list[str] = []
     found = _resumed(path, looked_at)
     assert {r["name"] for r in done}.isdisjoint(looked_at)
-    lines = jsonl.resume(path)[1:]
+    _, *lines = lines_of(path)
     assert lines[: len(done)] == done
     assert sorted(lines, key=lambda r: r["name"]) == found
     assert (
