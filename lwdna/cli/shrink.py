@@ -129,7 +129,7 @@ def _shrunk(
             f"--criterion {criterion.name} looks at data: pass --images DIR, or --fake-data for a "
             "dry run, or a criterion that needs none (`lwdna criteria`)"
         )
-    if fake_data:
+    if fake_data and criterion.data:
         click.echo("FAKE DATA: channels are scored on noise; do not use this network", err=True)
     settings: dict[str, Any] = {
         "widen": options.widen_of(given),
