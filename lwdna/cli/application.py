@@ -10,6 +10,7 @@ import dis
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import TracebackType
 from typing import Any
@@ -85,9 +86,8 @@ class Application(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command line; every way to end is one of :data:`EXIT_CODES`."""
-        code = _exit_code(
-            lambda: super(Application, self).main(*args, standalone_mode=False, **extra)
-        )
+        run = partial(super().main, *args, **extra)
+        code = _exit_code(lambda: run(standalone_mode=False))
         if standalone_mode:
             sys.exit(code)
         return code

@@ -28,17 +28,18 @@ def diff(a: str, b: str) -> Answer:
     from lwdna.files import read_dna
 
     found = lwdna.diff(read_dna(a), read_dna(b))
+    same = not (found.groups or found.fields)
     groups = [
-        {"name": (one or other).name, "a": _said(one), "b": _said(other)}
-        for one, other in found.groups
+        {"name": next(g.name for g in pair if g), "a": _said(pair[0]), "b": _said(pair[1])}
+        for pair in found.groups
     ]
     document = {
-        "same": not (found.groups or found.fields),
+        "same": same,
         "after": {"a": found.a.after.as_dict(), "b": found.b.after.as_dict()},
         "groups": groups,
         "fields": {name: [_plain(found.a, name), _plain(found.b, name)] for name in found.fields},
     }
-    return Answer(document, str(found), yes=document["same"])
+    return Answer(document, str(found), yes=same)
 
 
 def _said(group: Any) -> dict[str, Any] | None:

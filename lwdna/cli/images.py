@@ -52,7 +52,8 @@ def batches(
 
     Source: torchvision.datasets.ImageFolder; timm.data.create_transform.
     """
-    from timm.data import create_transform, resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
     size = tuple(default_inputs(net).shape[1:]) if size is None else size
     files, classes = _listed(folder)

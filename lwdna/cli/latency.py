@@ -74,7 +74,7 @@ def latency(
     named = options.unique(arguments, "--arg")
     net = models.network(model, named, trust=trust, seed=measuring["seed"])
     order = torch.channels_last if channels_last else torch.contiguous_format
-    net = net.to(device=device, memory_format=order)
+    net = net.to(device).to(memory_format=order)
     inputs = tuple(
         t.to(device, memory_format=order if t.dim() == 4 else torch.contiguous_format)
         for t in models.example(net, shapes, batch=batch_size, seed=measuring["seed"])

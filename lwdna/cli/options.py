@@ -31,44 +31,26 @@ SAVED = ("dna.json", "model.safetensors")
 _METRICS = {"flops": "flops_paper"}
 
 
-class Pair(click.ParamType):
-    """``key=value``, the value being JSON, or text where it is none: (key, value)."""
-
-    name = "key=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
-        """Read one pair."""
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            self.fail(f"{value!r}: write key=value, such as num_classes=10", param, ctx)
-        try:
-            return key, json.loads(text, parse_constant=_refuse)
-        except ValueError:
-            return key, text
+def pair(text: str) -> tuple[str, Any]:
+    """``key=value``, the value being JSON, or text where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"{text!r}: write key=value, such as num_classes=10")
+    try:
+        return key, json.loads(value, parse_constant=_refuse)
+    except ValueError:
+        return key, value
 
 
 def _refuse(text: str) -> Any:
     raise ValueError(text)  # NaN and Infinity are no JSON: they are text
 
 
-class Shape(click.ParamType):
+def shape(text: str) -> tuple[int, ...]:
     """``3x224x224``: the shape of one input, without the batch."""
-
-    name = "CxHxW"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Read one shape."""
-        if isinstance(value, tuple):
-            return value
-        if not _SHAPE.fullmatch(value):
-            self.fail(f"{value!r}: write channels, height and width, as 3x224x224", param, ctx)
-        return tuple(int(n) for n in value.split("x"))
+    if not _SHAPE.fullmatch(text):
+        raise click.UsageError(f"{text!r}: write channels, height and width, as 3x224x224")
+    return tuple(int(n) for n in text.split("x"))
 
 
 def options(*given: Callable[[F], F]) -> Callable[[F], F]:
@@ -99,7 +81,8 @@ arguments = click.option(
     "--arg",
     "arguments",
     multiple=True,
-    type=Pair(),
+    type=pair,
+    metavar="KEY=VALUE",
     help="Argument of the model's constructor, in JSON or plain text: num_classes=10, "
     "pretrained=true. Repeat it for more.",
 )
@@ -107,7 +90,7 @@ inputs = click.option(
     "--input",
     "shapes",
     multiple=True,
-    type=Shape(),
+    type=shape,
     metavar="CxHxW",
     help="Shape of the input without the batch, 3x224x224; by default that of the model's own "
     "configuration. Repeat it for models of several inputs.",

@@ -26,7 +26,8 @@ from lwdna.progress import stages
     "--arg",
     "arguments",
     multiple=True,
-    type=options.Pair(),
+    type=options.pair,
+    metavar="KEY=VALUE",
     help="What else the constructor is given: pretrained=true. The DNA has its arguments.",
 )
 @options.trust

@@ -50,7 +50,8 @@ from lwdna.cli.command import Answer, command
     "--criterion-arg",
     "criterion_arguments",
     multiple=True,
-    type=options.Pair(),
+    type=options.pair,
+    metavar="KEY=VALUE",
     help="Option of the criterion: normalize=false.",
 )
 @click.option("--batches", type=click.IntRange(1), default=2, show_default=True, help="To score.")

@@ -18,7 +18,7 @@ import pytest
 import lwdna
 from tests.cli.commands import PLAIN, SMALL, answer, run
 
-MODELS = "timm:test_*"
+MODELS = ("timm:test_vit*", "timm:test_resnet", "timm:test_byobnet")
 
 
 def lines_of(path: Path) -> list[Any]:
@@ -91,7 +91,7 @@ def test_a_file_of_other_settings_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_killed_it_goes_on_where_it_stopped(number: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "zoo.jsonl"
-    line = [sys.executable, "-m", "lwdna", "zoo", MODELS, "-o", str(path)]
+    line = [sys.executable, "-m", "lwdna", "zoo", *MODELS, "-o", str(path)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         while child.poll() is None and (not path.exists() or path.read_text().count("\n") < 3):
             time.sleep(0.02)
@@ -112,7 +112,7 @@ def test_killed_it_goes_on_where_it_stopped(number: signal.Signals, tmp_path: Pa
     assert lines[: len(done)] == done
     assert sorted(lines, key=lambda r: r["name"]) == found
     assert (
-        len(found) == len(done) + len(looked_at) == len(answer("zoo", MODELS, "--names")["models"])
+        len(found) == len(done) + len(looked_at) == len(answer("zoo", *MODELS, "--names")["models"])
     )
 
 
@@ -124,7 +124,7 @@ def _resumed(path: Path, looked_at: list[str]) -> Any:
         patch.setattr(
             zoo, "facts", lambda name, shapes: looked_at.append(name) or true(name, shapes)
         )
-        return answer("zoo", MODELS, "-o", path)["models"]
+        return answer("zoo", *MODELS, "-o", path)["models"]
 
 
 def test_a_terminal_shows_a_bar_and_stdout_is_still_json() -> None:
