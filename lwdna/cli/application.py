@@ -41,6 +41,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Give a fresh model the widths, or re-scale them.",
         ),
         "diff": ("lwdna.cli.diff:diff", "Compare the widths of two networks."),
+        "report": ("lwdna.cli.report:report", "Write an HTML page on a shrunk network."),
         "export": ("lwdna.cli.export:export", "Write a network as an ONNX file."),
     },
 }

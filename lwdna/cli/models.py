@@ -16,8 +16,9 @@ from lwdna.dna import Dna
 from lwdna.errors import CaptureError, SourceError
 from lwdna.files import load
 from lwdna.fx_passes.capture import capture
-from lwdna.fx_passes.regions import is_captured, meta_of
+from lwdna.fx_passes.regions import is_captured
 from lwdna.inputs import default_inputs
+from lwdna.rebuilding import dna_of
 from lwdna.source import build, create, parted, without_values
 
 #: Libraries whose constructors run without being trusted by name.
@@ -152,7 +153,7 @@ def example(
         Positional arguments of ``forward``.
     """
     if not shapes:
-        found = [t[1:] for t in dna.input_shapes] if (dna := dna_of(net)) else []
+        found = [t[1:] for t in dna_of(net).input_shapes] if is_captured(net) else []
         shapes = found or [tuple(default_inputs(net).shape[1:])]
     if seed is None:
         return tuple(torch.empty(batch, *shape, device="meta") for shape in shapes)
@@ -170,9 +171,3 @@ def captured(net: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
             f"captured on an input of {shapes} (--input gives another; what takes lists of images, "
             f"as detectors do, needs lwdna.capture in Python): {e}"
         ) from e
-
-
-def dna_of(net: nn.Module) -> Dna | None:
-    """The DNA of a network that was shrunk."""
-    dna = meta_of(net).get("lwdna") if is_captured(net) else None
-    return dna if isinstance(dna, Dna) else None

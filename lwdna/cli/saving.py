@@ -12,7 +12,7 @@ from lwdna.cli.command import Answer
 from lwdna.cli.models import ZOOS
 from lwdna.dna import Dna
 from lwdna.files import save
-from lwdna.fx_passes.regions import meta_of
+from lwdna.rebuilding import dna_of
 
 
 def saved(net: nn.Module, output: Path | None) -> Answer:
@@ -25,7 +25,7 @@ def saved(net: nn.Module, output: Path | None) -> Answer:
     Returns:
         Its DNA and where it lies, for ``--json``; costs and next steps, for people.
     """
-    dna: Dna = meta_of(net)["lwdna"]
+    dna = dna_of(net)
     if output is not None:
         save(net, output)
     changed = sum(group.width != group.baseline for group in dna.groups)
@@ -50,5 +50,6 @@ def _next(dna: Dna, output: Path | None) -> list[str]:
     return [
         f"saved in {output}; it is untrained unless it inherits trained weights. Next:",
         f"  net = lwdna.load({str(output)!r}{given})  # in Python: train it like the original",
+        f"  lwdna report {output}",
         f"  lwdna export {output} {output.name}.onnx{option}",
     ]

@@ -7,13 +7,7 @@ from collections.abc import Mapping, Sequence
 from tabulate import tabulate
 
 from lwdna.cost import Cost
-
-_PICOSECONDS_PER_MS = 10**9
-
-
-def amount(metric: str, value: int) -> str:
-    """A cost as text; latencies are kept in picoseconds and read in milliseconds."""
-    return f"{value / _PICOSECONDS_PER_MS:.3f} ms" if metric == "latency" else f"{value:,}"
+from lwdna.tables import amount
 
 
 def costs(cost: Cost) -> str:

@@ -108,3 +108,22 @@ def test_an_onnx_file_that_computes_something_else_is_not_kept(
     monkeypatch.setattr("lwdna.cli.onnx_files.CLOSE", -1.0)
     error = answer("export", folder, tmp_path / "net.onnx", *TRUST, code=3)["error"]
     assert error["type"] == "VerificationError" and not list(tmp_path.iterdir())
+
+
+def test_a_report_is_written_beside_the_network(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    page = folder / "report.html"
+    assert answer("report", folder) == {"page": str(page)}
+    assert "<html" in page.read_text()
+    assert "--force" in run("report", folder, code=2).stderr
+    other = tmp_path / "page.html"
+    line = ("report", folder, *TRUST, "--group", "inner", "-o", other)
+    assert answer(*line) == {"page": str(other)}
+    assert len(other.read_text()) > len(page.read_text()), "with the graph of the group"
+    assert (
+        "the network is needed"
+        in run(
+            "report", folder / "dna.json", "--group", "inner", "-o", tmp_path / "b.html", code=2
+        ).stderr
+    )
