@@ -126,7 +126,7 @@ def test_nothing_builds_on_an_application(application: str) -> None:
 
 
 def test_every_layer_exists() -> None:
-    for package in (*FORBIDDEN, *OUTER):
+    for package in (*FORBIDDEN, *APPLICATIONS):
         assert any(within(module, package) for module in FILES), package
 
 
