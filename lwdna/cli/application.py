@@ -42,7 +42,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "diff": ("lwdna.cli.diff:diff", "Compare the widths of two networks."),
         "report": ("lwdna.cli.report:report", "Write an HTML page on a shrunk network."),
-        "export": ("lwdna.cli.export:export", "Write a network as an ONNX file."),
+        "export": ("lwdna.cli.export:export", "Write a network as an ONNX file or as source."),
+    },
+    "Train and measure": {
+        "train": ("lwdna.training.cli:train", "Train a baseline or a shrunk network."),
+        "eval": ("lwdna.training.cli:evaluate", "Measure a network on test sets."),
     },
 }
 
@@ -107,6 +111,8 @@ def _exit_code(run: Callable[[], int | None]) -> int:
         return _refused(str(e))
     except OSError as e:
         return _refused(f"{type(e).__name__}: {e}")
+    except ImportError as e:  # of an extra, such as lwdna[report]: the message names it
+        return _refused(str(e)) if _raised_here(e.__traceback__) else _defect()
     except (ValueError, TypeError) as e:
         if not _raised_here(e.__traceback__):
             return _defect()

@@ -84,10 +84,16 @@ def test_the_help_names_all_commands_and_exit_codes() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
+    ours = [
+        name
+        for commands in COMMANDS.values()
+        for name, (place, _) in commands.items()
+        if place.startswith("lwdna.cli.")
+    ]
     code = (
         "import sys\n"
         "from lwdna.cli import main\n"
-        f"for line in [['--help'], ['--version'], *([name, '--help'] for name in {NAMES!r})]:\n"
+        f"for line in [['--help'], ['--version'], *([name, '--help'] for name in {ours!r})]:\n"
         "    main(line, standalone_mode=False)\n"
         "assert not {'torch', 'timm', 'numpy', 'lwdna._public'} & set(sys.modules)\n"
     )
@@ -123,6 +129,14 @@ def inside() -> None:
     exec("int('many')", {"__name__": "lwdna.somewhere"})
 
 
+def extra() -> None:
+    exec("raise ImportError('pip install lwdna[more]')", {"__name__": "lwdna.somewhere"})
+
+
+def missing() -> None:
+    import_module("no_such_module")
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -144,6 +158,8 @@ def out_of_reach() -> None:
         (defect, 4, "Traceback"),
         (foreign, 4, "Traceback"),
         (inside, 4, "Traceback"),
+        (extra, 3, "Error: pip install"),
+        (missing, 4, "Traceback"),
         (interrupt, 130, "interrupted"),
     ],
 )

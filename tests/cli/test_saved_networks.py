@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_export_to_onnx(folder: Path, tmp_path: Path) -> None:
     (theirs,) = session.run(None, {"input": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(theirs), net(x).detach(), rtol=1e-4, atol=1e-5)
     assert "--force" in run("export", folder, path, *TRUST, code=2).stderr
-    assert "ends in .onnx" in run("export", folder, tmp_path / "net.pt", code=2).stderr
+    assert "FILE.onnx or FILE.py" in run("export", folder, tmp_path / "net.pt", code=2).stderr
     assert "no directory" in run("export", PLAIN, tmp_path / "a.onnx", code=2).stderr
 
 
@@ -127,3 +128,14 @@ def test_a_report_is_written_beside_the_network(folder: Path, tmp_path: Path) ->
             "report", folder / "dna.json", "--group", "inner", "-o", tmp_path / "b.html", code=2
         ).stderr
     )
+
+
+def test_export_as_source(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "exported_by_the_command.py"
+    found = answer("export", folder, path, *TRUST)
+    monkeypatch.syspath_prepend(tmp_path)
+    again = getattr(import_module(path.stem), found["class"])()
+    net = lwdna.load(folder, trust=["tests.factories"]).eval()
+    again.load_state_dict(net.state_dict())
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.eval()(x), net(x))
