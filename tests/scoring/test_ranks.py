@@ -210,7 +210,7 @@ def test_a_rank_that_does_not_answer_is_named(three: Outcomes) -> None:
 def test_a_rank_that_does_not_come_is_named_and_may_come_later(three: Outcomes) -> None:
     for rank, (kind, text, _) in enumerate(three["late"]):
         assert kind == ("returned" if rank == 1 else "ScoringError")
-        assert rank == 1 or text.startswith("rank 1 did not come to scoring within 1 s")
+        assert rank == 1 or text.startswith("rank 1 did not come to scoring within 10 s")
 
 
 def test_different_collectives_are_told(three: Outcomes) -> None:
