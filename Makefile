@@ -54,7 +54,7 @@ bench: $(READY)-bench  ## Time passes, scoring, selection, saving and loading
 
 zoo: $(READY)-bench  ## Every model of timm and torchvision; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo
-	$(BIN)/python -m benchmarks.zoo.plots
+	$(BIN)/python -m benchmarks.plots --only zoo
 	$(BIN)/python -m benchmarks.zoo.report
 
 zoo-sample: $(READY)  ## 40 models of different architectures

@@ -1,6 +1,6 @@
 """How every stage grows with depth and with width: ResNets of 18 to 1,000 layers, and wide ones.
 
-    python -m benchmarks.bm_scaling [--repeats 3] [--output FILE]   # and a plot beside docs
+    python -m benchmarks.bm_scaling [--repeats 3] [--output FILE]
 
 Processor seconds of capture, analysis, selection to 70 % of the MACs by random saliencies, and
 resizing, on the meta device; medians. Exit code 1 if a bar is missed.
@@ -24,7 +24,6 @@ from benchmarks.bm_compile import ROOT, environment
 from benchmarks.pruners import prune, selection
 
 OUTPUT = ROOT / "benchmarks" / "results" / "bm_scaling.json"
-PLOT = ROOT / "docs" / "scaling.svg"
 SEED, SHARE = 0, 0.7
 #: Layers of the deep networks; channels of the last stage of the wide ones, which have 18 layers.
 DEPTHS = (18, 34, 66, 130, 258, 514, 1002)
@@ -87,30 +86,6 @@ def bars(record: dict[str, Any]) -> list[tuple[bool, str]]:
     return found
 
 
-def draw(record: dict[str, Any], output: Path) -> None:
-    """Seconds of every stage against nodes and against units, from the record."""
-    import matplotlib  # only the demo's extra installs it
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "lwdna"  # the same figures give the same bytes
-    from matplotlib import pyplot as plt
-
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
-    for axes, kind, size in zip(both, ("depth", "width"), ("nodes", "units"), strict=True):
-        for stage in (*STAGES, "total"):
-            points = [(r[size], r["seconds"][stage]) for r in record[kind]]
-            style = "k.--" if stage == "total" else ".-"
-            axes.plot(*zip(*points, strict=True), style, linewidth=1, label=stage)
-        power = exponent(record[kind], size)
-        axes.set(xscale="log", yscale="log", xlabel=f"{size} (total ∝ {size}^{power:.2f})")
-        axes.grid(alpha=0.3, which="both", linewidth=0.4)
-    both[0].set_ylabel("seconds")
-    both[0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(output, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,7 +94,6 @@ def main() -> int:
     parser.add_argument("--depths", nargs="+", type=int, default=DEPTHS, metavar="LAYERS")
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS, metavar="CHANNELS")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
-    parser.add_argument("--plot", type=Path, default=PLOT, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
     measure(18, 512, 1)  # first-use imports
@@ -137,7 +111,6 @@ def main() -> int:
         print(kind, json.dumps(found), flush=True)
     record["bars"] = [{"met": met, "bar": text} for met, text in bars(record)]
     args.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    draw(record, args.plot)
     for met, text in bars(record):
         print("met   " if met else "MISSED", text)
     return 0 if all(met for met, _ in bars(record)) else 1

@@ -2,10 +2,12 @@
 
     python -m benchmarks.bm_throughput [--networks timm:resnet50 ...] [--device cuda] [--compile]
 
-For every network, budget and way to run it: milliseconds of one image, of a batch, and of a
-training step. All networks of a comparison run in turn, again and again, in one process; medians
-count. `saving` is the share of the MACs that is gone, `gain` the share of the batch's seconds that
-is, both against the baseline in the same mode. Exit code 1 if a bar is missed.
+For every network, budget and way to run it: seconds of one image, of a batch, and of a training
+step. All networks of a comparison run in turn, again and again, in one process; medians count.
+`saving` is the share of the MACs that is gone, `gain` the share of the batch's seconds that is,
+both against the baseline in the same mode. The network `latency` also has a budget of latency, of a
+table measured in float32 with channels last. `kinds` says what kinds of operators the seconds go
+to. Exit code 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import copy
 import gc
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ import lwdna
 from benchmarks.bm_compile import ROOT, environment
 from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
+from lwdna.fx_passes.timing import time_nodes
 
 OUTPUT = ROOT / "benchmarks" / "results" / "bm_throughput.json"
 SEED = 0
@@ -38,6 +41,10 @@ NETWORKS = ("timm:resnet50", "timm:mobilenetv3_large_100", "timm:regnety_004")
 BUDGETS = (0.9, 0.7, 0.5)
 DIVISORS = (1, 8, 16, 32)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+#: Pixels of the images that channels are scored on; costs are those of the network's own size.
+SCORED_AT = 64
+#: Of the saving, what the network `latency` is asked to turn into time, and its divisor.
+ASKED, LATENCY_DIVISOR = 0.9, 16
 
 #: The bars, for divisors of 8 or more: of the saving that must become time on the first network
 #: at the least budget; no budget may slow a network down.
@@ -63,19 +70,52 @@ class Mode:
         return f"{self.dtype}, {layout}, {'compiled' if self.compiled else 'eager'}"
 
 
-def networks_of(name: str, budget: float, size: tuple[int, ...]) -> dict[str, nn.Module]:
-    """The networks to compare, by what they are; all at random weights."""
+def networks_of(name: str, budget: float, table: lwdna.LatencyTable | None) -> dict[str, nn.Module]:
+    """The networks to compare, by what they are; all at random weights.
+
+    Args:
+        name: of the baseline.
+        budget: share of its MACs.
+        table: latencies of its operators, widened twice; without one there is no ``"latency"``.
+    """
     torch.manual_seed(SEED)
-    model, _ = build(name)
+    model, size = build(name)
     image = torch.empty(2, *size, device="meta")
-    shrink = partial(lwdna.shrink, model, budget, example_inputs=image, seed=SEED, progress=False)
-    found = {"baseline": model, "uniform": shrink(widen=1.0, criterion="uniform")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # scored on a synthetic batch
-        for divisor in DIVISORS:
-            constraints = lwdna.Constraints(divisor=divisor)
-            found[f"divisor {divisor}"] = shrink(constraints=constraints)
+    shrink = partial(lwdna.shrink, model, example_inputs=image, seed=SEED, progress=False)
+    batch = torch.randn(8, size[0], SCORED_AT, SCORED_AT), torch.arange(8)
+    found = {
+        "baseline": lwdna.capture(model, image),
+        "uniform": shrink(budget, widen=1.0, criterion="uniform"),
+    }
+    for divisor in DIVISORS:
+        found[f"divisor {divisor}"] = shrink(
+            budget, data=batch, constraints=lwdna.Constraints(divisor=divisor)
+        )
+    if table is not None:
+        found["latency"] = shrink(
+            lwdna.Budget(macs=budget, latency=1 - ASKED * (1 - budget)),
+            data=batch,
+            latency=table,
+            allocation="saliency-per-cost",
+            constraints=lwdna.Constraints(divisor=LATENCY_DIVISOR),
+        )
     return found
+
+
+def latencies(name: str, args: argparse.Namespace) -> lwdna.LatencyTable:
+    """Operator latencies of a network up to twice its widths."""
+    torch.manual_seed(SEED)
+    model, size = build(name)
+    images = torch.randn(args.batch, *size, device=args.device)
+    return lwdna.measure_latency(
+        model.to(args.device, memory_format=torch.channels_last),
+        images.to(memory_format=torch.channels_last),
+        widen=2.0,
+        divisor=LATENCY_DIVISOR,
+        configurations=args.configurations,
+        repeats=2,
+        seed=SEED,
+    )
 
 
 def macs_left(networks: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -113,11 +153,17 @@ class Runner:
         images = self.images[:number]
 
         def run() -> None:
-            self.network.eval()
-            with torch.inference_mode(), self._cast():
+            with self.evaluating():
                 self._run(images)
 
         return run
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, and the mode's precision."""
+        self.network.eval()
+        with torch.inference_mode(), self._cast():
+            yield
 
     def train(self) -> None:
         """Forward, backward and a step of SGD with momentum."""
@@ -129,37 +175,60 @@ class Runner:
         self._optimizer.step()
 
 
+_PRODUCTS = (nn.modules.conv._ConvNd, nn.Linear)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def kinds(runner: Runner) -> dict[str, float]:
+    """Seconds of a batch by kind of operator, one after the other as the graph names them."""
+    network = runner.network
+    assert isinstance(network, torch.fx.GraphModule)
+    found = dict.fromkeys(("products", "norms", "other"), 0.0)
+    with runner.evaluating():
+        seconds = time_nodes(network, (runner.images,), 3)
+    for node in network.graph.nodes:
+        module = network.get_submodule(node.target) if node.op == "call_module" else None
+        product = isinstance(module, _PRODUCTS) or node.target in (F.conv2d, F.linear)
+        kind = "products" if product else "norms" if isinstance(module, _NORMS) else "other"
+        found[kind] += seconds[node.name]
+    return {kind: round(s, 6) for kind, s in found.items()}
+
+
 def compare(
-    networks: Mapping[str, nn.Module], mode: Mode, images: Tensor, repeats: int, *, training: bool
+    runners: Mapping[str, Runner], images: Tensor, repeats: int, *, training: bool
 ) -> dict[str, dict[str, float]]:
     """Median seconds of every job of every network: all run in turn, ``repeats`` times."""
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
-    for what, network in networks.items():
-        runner = Runner(network, mode, images)
+    for what, runner in runners.items():
         jobs[what, "image"], jobs[what, "batch"] = runner.forward(1), runner.forward(len(images))
         if training:
             jobs[what, "train"] = runner.train
     for run in jobs.values():  # compiles, tunes, fills caches
         run()
         run()
-    found: dict[str, dict[str, float]] = {what: {} for what in networks}
+    found: dict[str, dict[str, float]] = {what: {} for what in runners}
     for (what, job), seconds in in_turn(jobs, repeats, images.device).items():
         found[what][job] = round(seconds, 6)
     return found
 
 
-def measure(name: str, budget: float, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(
+    name: str, budget: float, table: lwdna.LatencyTable | None, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """One record per mode."""
     _, size = build(name)
-    networks = networks_of(name, budget, size)
+    networks = networks_of(name, budget, table)
     left = macs_left(networks)
     images = torch.randn(args.batch, *size, device=args.device)
     for compiled in (False, True) if args.compile else (False,):
         for dtype in args.dtypes:
             for channels_last in (False, True):
                 mode = Mode(dtype, channels_last, compiled)
-                seconds = compare(networks, mode, images, args.repeats, training=args.training)
+                runners = {what: Runner(net, mode, images) for what, net in networks.items()}
+                seconds = compare(runners, images, args.repeats, training=args.training)
+                spent = {} if compiled else {what: kinds(r) for what, r in runners.items()}
                 torch.compiler.reset()
+                del runners
                 gc.collect()
                 base = seconds["baseline"]["batch"]
                 yield {
@@ -168,6 +237,7 @@ def measure(name: str, budget: float, args: argparse.Namespace) -> Iterator[dict
                     **asdict(mode),
                     "mode": str(mode),
                     "seconds": seconds,
+                    "kinds": spent,
                     "saving": {what: round(1 - share, 4) for what, share in left.items()},
                     "gain": {w: round(1 - s["batch"] / base, 4) for w, s in seconds.items()},
                 }
@@ -175,17 +245,18 @@ def measure(name: str, budget: float, args: argparse.Namespace) -> Iterator[dict
 
 def bars(records: list[dict[str, Any]]) -> list[tuple[bool, str]]:
     """The bars with whether they are met."""
-    aligned = [f"divisor {d}" for d in DIVISORS if d >= 8]
+    aligned = [*(f"divisor {d}" for d in DIVISORS if d >= 8), "latency"]
     slower = [
         (r["gain"][what], f"{r['network']}, {r['budget']:g}, {r['mode']}, {what}")
         for r in records
         for what in aligned
+        if what in r["gain"]
     ]
     worst, where = min(slower)
     found = [(worst >= 0, f"least gain: {worst:.1%} ({where}) >= 0 %")]
     for r in records:
         if (r["network"], r["budget"]) == (BAR_NETWORK, BAR_BUDGET):
-            share, what = max((r["gain"][w] / r["saving"][w], w) for w in aligned)
+            share, what = max((r["gain"][w] / r["saving"][w], w) for w in aligned if w in r["gain"])
             text = f"{r['network']}, {r['budget']:g}, {r['mode']}: {share:.0%} of the saving"
             found.append((share >= BAR_SHARE, f"{text} becomes time ({what}) >= {BAR_SHARE:.0%}"))
     return found
@@ -205,6 +276,18 @@ def table(records: list[dict[str, Any]]) -> str:
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
+def kinds_table(records: list[dict[str, Any]]) -> str:
+    """Markdown: milliseconds of a batch by kind of operator, and what is left of the baseline's."""
+    rows = []
+    for r in records:
+        for what, spent in r["kinds"].items():
+            base = r["kinds"]["baseline"]
+            cells = (f"{1e3 * s:.0f} ({s / base[kind]:.0%})" for kind, s in spent.items())
+            rows.append((r["network"], f"{r['budget']:g}", r["mode"], what, *cells))
+    head = ("network", "budget", "mode", "", *next(iter(records[0]["kinds"].values())))
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -216,20 +299,23 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5, help="medians of this many (default 5)")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--configurations", type=int, default=8, help="of the latency table")
+    parser.add_argument("--no-latency", dest="latency", action="store_false")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--no-training", dest="training", action="store_false")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    chosen = ("device", "batch", "repeats", "threads")
+    chosen = ("device", "batch", "repeats", "threads", "configurations")
     record: dict[str, Any] = {
         "environment": environment() | {"device": device_name(args.device)},
         "settings": {"seed": SEED, **{key: getattr(args, key) for key in chosen}},
         "records": [],
     }
     for name in args.networks:
+        measured = latencies(name, args) if args.latency else None
         for budget in args.budgets:
-            for found in measure(name, budget, args):
+            for found in measure(name, budget, measured, args):
                 record["records"].append(found)
                 print(table([found]).splitlines()[-1], flush=True)
                 record["bars"] = [{"met": m, "bar": t} for m, t in bars(record["records"])]

@@ -110,18 +110,27 @@ def _resident() -> tuple[float, float]:
     return peak, peak
 
 
-def peak_memory(step: Callable[[], object]) -> float:
+def resident_mb() -> float:
+    """MB that the process holds."""
+    return _resident()[0]
+
+
+def peak_memory(step: Callable[[], object], above: float | None = None) -> float:
     """MB by which ``step`` raises the resident memory at most.
 
     Free heap pages go back to the system first and the kernel's high-water mark is reset, so that
     neither hides what the step needs. Where there is no /proc, the increase of ``ru_maxrss`` is a
     lower bound.
+
+    Args:
+        step: what to run.
+        above: :func:`resident_mb` of an earlier moment, to count from there.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before, _ = _resident()
+    before = _resident()[0] if above is None else above
     step()
     return _resident()[1] - before

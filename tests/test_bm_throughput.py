@@ -13,6 +13,8 @@ import torch
 from benchmarks import bm_throughput
 from benchmarks.bm_throughput import Mode, Runner
 
+NETWORKS = ("baseline", "uniform", "divisor 1", "latency")
+
 
 def record(gain: float, saving: float = 0.5, budget: float = 0.5) -> dict[str, Any]:
     networks = ("baseline", *(f"divisor {d}" for d in bm_throughput.DIVISORS))
@@ -61,7 +63,11 @@ def test_the_benchmark_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     eager = [r["mode"] for r in found["records"]]
     assert eager == ["fp32, contiguous, eager", "fp32, channels_last, eager"]
     for r in found["records"]:
-        assert set(r["seconds"]) == {"baseline", "uniform", "divisor 1", "divisor 8"}
+        assert set(r["seconds"]) == {*NETWORKS, "divisor 8"}
         assert all(set(s) == {"image", "batch", "train"} for s in r["seconds"].values())
+        assert all(set(s) == {"products", "norms", "other"} for s in r["kinds"].values())
+        assert r["kinds"]["baseline"]["products"] > 0
+        assert r["saving"]["latency"] >= 0.3
         assert r["saving"]["baseline"] == 0 and 0.29 < r["saving"]["uniform"] < 0.36
     assert bm_throughput.table(found["records"]).count("\n") == 3
+    assert bm_throughput.kinds_table(found["records"]).count("\n") == 11

@@ -1,0 +1,131 @@
+"""The tables of docs/benchmarks.md and README.md, from the records of the benchmarks.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks import bm_latency, bm_scoring, bm_throughput
+from benchmarks.bm_compile import ROOT
+from benchmarks.pages import refill
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+#: Records with bars, in the order of the tables.
+RECORDS = ("compile", "scaling", "scoring", "selection", "latency", "throughput")
+
+
+def read(name: str) -> dict[str, Any]:
+    """The record of one benchmark."""
+    found: dict[str, Any] = json.loads((RESULTS / f"bm_{name}.json").read_text())
+    return found
+
+
+def tables() -> dict[str, str]:
+    """The blocks ``<!-- bench:NAME -->`` of the pages."""
+    records = {name: read(name) for name in RECORDS}
+    return {
+        "bars": _bars(records),
+        "compile": _compile(records["compile"]),
+        "scaling": _scaling(records["scaling"]),
+        "scoring": bm_scoring.table(records["scoring"]),
+        "selection": _selection(records["selection"]),
+        "latency": bm_latency.table(records["latency"]["networks"]),
+        "throughput": bm_throughput.table(records["throughput"]["records"]),
+        "kinds": bm_throughput.kinds_table(records["throughput"]["records"]),
+        "run": _runs(records),
+    }
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return tabulate(list(rows), head, tablefmt="github", disable_numparse=True)
+
+
+def _bars(records: dict[str, dict[str, Any]]) -> str:
+    rows = (
+        (name, bar["bar"], "yes" if bar["met"] else "no")
+        for name, record in records.items()
+        for bar in record["bars"]
+    )
+    return _table(("benchmark", "bar", "met"), rows)
+
+
+def _compile(record: dict[str, Any]) -> str:
+    head = ("network", "capture", "analyse", "resize", "total", "verify", "forward")
+    head += ("/ forward", "peer", "peer / ours", "peak MB")
+    rows = []
+    for name, found in record["networks"].items():
+        if "medians" not in found:
+            rows.append((name, *["–"] * (len(head) - 1)))
+            continue
+        ours, ratios = found["medians"]["lwdna"], found["ratios"]
+        peer = found["medians"].get("peer")
+        right = peer is not None and not found["peer_result_failure"]
+        rows.append(
+            (
+                name,
+                *(f"{ours[stage]:.2f}" for stage in ("capture", "analyse", "resize", "total")),
+                f"{found['verify_s']:.1f}",
+                f"{found['medians']['forward']:.3f}",
+                f"{ratios['forward']:.1f}",
+                f"{peer['total']:.2f}" if right else "fails",
+                f"{1 / ratios['peer']:.2f}" if right else "–",
+                f"{found['peak_mb']:.0f}",
+            )
+        )
+    return _table(head, rows)
+
+
+def _scaling(record: dict[str, Any]) -> str:
+    sizes = ("layers", "channels", "nodes", "units", "groups")
+    stages = ("capture", "analyse", "select", "resize", "total")
+    rows = [
+        (*(f"{r[size]:,}" for size in sizes), *(f"{r['seconds'][s]:.2f}" for s in stages))
+        for r in (*record["depth"], *record["width"])
+    ]
+    return _table((*sizes, *(f"{stage}, s" for stage in stages)), rows)
+
+
+def _selection(record: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            f"{found['units']:,}",
+            run["allocation"],
+            ", ".join(run["limits"]),
+            f"{run['median_s']:.3f}",
+        )
+        for name, found in record["networks"].items()
+        for run in found["runs"]
+    ]
+    return _table(("network", "channels", "allocation", "limits", "seconds"), rows)
+
+
+def _runs(records: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, record in records.items():
+        found = record["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
+        commit = str(found["commit"])
+        cell = commit[:10] + ("+" if commit.endswith("+") else "")
+        rows.append((name, found["date"][:10], cell, found["device"], found["cpu"], versions))
+    return _table(("benchmark", "date", "commit", "device", "CPU", "versions"), rows)
+
+
+def main(pages: Iterable[Path] = PAGES) -> int:
+    blocks = tables()
+    for page in pages:
+        refill(page, "bench", blocks)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
