@@ -46,11 +46,16 @@ types: $(READY)  ## mypy, strict, on lwdna/
 
 check: lint types test  ## Everything that has to pass before a commit
 
-bench: $(READY)-bench  ## Time passes, scoring, selection, saving and loading
-	$(BIN)/python -m benchmarks.bm_compile
-	$(BIN)/python -m benchmarks.bm_scoring
-	$(BIN)/python -m benchmarks.bm_selection
-	$(BIN)/python -m benchmarks.bm_files
+bench: $(READY)-bench  ## Speed and memory against a peer and floors; then the tables and plots
+	-$(BIN)/python -m benchmarks.bm_compile
+	-$(BIN)/python -m benchmarks.bm_scaling
+	-$(BIN)/python -m benchmarks.bm_scoring
+	-$(BIN)/python -m benchmarks.bm_selection
+	-$(BIN)/python -m benchmarks.bm_latency
+	-$(BIN)/python -m benchmarks.bm_throughput
+	-$(BIN)/python -m benchmarks.bm_files
+	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.report
 
 zoo: $(READY)-bench  ## Every model of timm and torchvision; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo
