@@ -18,7 +18,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SCORED_AT = 64
 #: Of the saving, what the network `latency` is asked to turn into time, and its divisor.
 ASKED, LATENCY_DIVISOR = 0.9, 16
+
+#: The mode that latency tables are measured in.
+MEASURED = "fp32, channels_last, eager"
 
 #: The bars, for divisors of 8 or more: of the saving that must become time on the first network
 #: at the least budget; no budget may slow a network down.
@@ -73,6 +76,8 @@ class Mode:
 def networks_of(name: str, budget: float, table: lwdna.LatencyTable | None) -> dict[str, nn.Module]:
     """The networks to compare, by what they are; all at random weights.
 
+    A divisor whose least widths exceed the budget has no network, and so has a latency.
+
     Args:
         name: of the baseline.
         budget: share of its MACs.
@@ -88,17 +93,19 @@ def networks_of(name: str, budget: float, table: lwdna.LatencyTable | None) -> d
         "uniform": shrink(budget, widen=1.0, criterion="uniform"),
     }
     for divisor in DIVISORS:
-        found[f"divisor {divisor}"] = shrink(
-            budget, data=batch, constraints=lwdna.Constraints(divisor=divisor)
-        )
+        with suppress(lwdna.BudgetError):
+            found[f"divisor {divisor}"] = shrink(
+                budget, data=batch, constraints=lwdna.Constraints(divisor=divisor)
+            )
     if table is not None:
-        found["latency"] = shrink(
-            lwdna.Budget(macs=budget, latency=1 - ASKED * (1 - budget)),
-            data=batch,
-            latency=table,
-            allocation="saliency-per-cost",
-            constraints=lwdna.Constraints(divisor=LATENCY_DIVISOR),
-        )
+        with suppress(lwdna.BudgetError):
+            found["latency"] = shrink(
+                lwdna.Budget(macs=budget, latency=1 - ASKED * (1 - budget)),
+                data=batch,
+                latency=table,
+                allocation="saliency-per-cost",
+                constraints=lwdna.Constraints(divisor=LATENCY_DIVISOR),
+            )
     return found
 
 
@@ -244,16 +251,20 @@ def measure(
 
 
 def bars(records: list[dict[str, Any]]) -> list[tuple[bool, str]]:
-    """The bars with whether they are met."""
+    """The bars with whether they are met; the first for the mode that latency is measured in."""
     aligned = [*(f"divisor {d}" for d in DIVISORS if d >= 8), "latency"]
-    slower = [
+    gains = [
         (r["gain"][what], f"{r['network']}, {r['budget']:g}, {r['mode']}, {what}")
         for r in records
         for what in aligned
         if what in r["gain"]
     ]
-    worst, where = min(slower)
-    found = [(worst >= 0, f"least gain: {worst:.1%} ({where}) >= 0 %")]
+    measured = [g for g in gains if g[1].endswith(f"{MEASURED}, latency")]
+    found = []
+    for what, chosen in (("latency budget in its own mode", measured), ("all", gains)):
+        if chosen:
+            worst, where = min(chosen)
+            found.append((worst >= 0, f"{what}, least gain: {worst:.1%} ({where}) >= 0 %"))
     for r in records:
         if (r["network"], r["budget"]) == (BAR_NETWORK, BAR_BUDGET):
             share, what = max((r["gain"][w] / r["saving"][w], w) for w in aligned if w in r["gain"])
@@ -264,14 +275,14 @@ def bars(records: list[dict[str, Any]]) -> list[tuple[bool, str]]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown: share of the saving that becomes time, by network and mode."""
+    names = [w for w in max((r["gain"] for r in records), key=len) if w != "baseline"]
     rows = []
     for r in records:
         shares = [
-            f"{r['gain'][w]:.0%} / {r['saving'][w]:.0%}" for w in r["gain"] if w != "baseline"
+            f"{r['gain'][w]:.0%} / {r['saving'][w]:.0%}" if w in r["gain"] else "–" for w in names
         ]
         base = f"{1e3 * r['seconds']['baseline']['batch']:.0f}"
         rows.append((r["network"], f"{r['budget']:g}", r["mode"], base, *shares))
-    names = [w for w in records[0]["gain"] if w != "baseline"]
     head = ("network", "budget", "mode", "baseline, ms", *names)
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 

@@ -1,7 +1,7 @@
 """Times one network in a process of its own: lwdna, the peer, and one forward pass.
 
 Started by ``bm_compile``; prints one line of JSON. The memory comes first, while the process is
-fresh; then every repetition runs lwdna, the peer and the forward, in alternating order.
+fresh; then every repetition runs lwdna and the peer, in alternating order, and the forward.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from benchmarks.pruners import (
     prune,
     prune_as_peer,
     run_error,
+    selection,
+    shrink_as_peer,
     warm_up,
 )
 from lwdna.fx_passes.analyse import analyse
@@ -42,19 +44,12 @@ def _forward_seconds(network: nn.Module, image: Tensor) -> float:
     return clock.seconds["forward"]
 
 
-def measure(name: str, repeats: int, seed: int, peer: bool, limit: float) -> dict[str, Any]:
-    """All figures of one network.
-
-    Args:
-        name: see ``benchmarks.networks``.
-        repeats: number of repetitions.
-        seed: of the weights, the input and the removed channels.
-        peer: whether to run the peer.
-        limit: seconds after which one repetition of the peer is given up.
-    """
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one network."""
+    seed, limit, peer = args.seed, args.limit, not args.no_peer
     warm_up(seed, peer=peer)
     torch.manual_seed(seed)
-    network, size = build(name)
+    network, size = build(args.network)
     network.eval()
     images = torch.randn(2, *size)  # two, so that capture can trace batch norms in training mode
     image = images[:1].clone()
@@ -63,8 +58,12 @@ def measure(name: str, repeats: int, seed: int, peer: bool, limit: float) -> dic
         "params": _params(network),
     }
     result["peak_mb"] = peak_memory(lambda: analyse(capture(network, images), images))
+    if peer:
+        with contextlib.suppress(Exception, TimeLimitError), time_limit(limit):
+            result["peer_peak_mb"] = peak_memory(lambda: peer_graph_seconds(network, image))
     _forward_seconds(network, image)
-    runs: dict[str, list[Any]] = {"lwdna": [], "peer": [], "forward": []}
+    tools = ("lwdna", "peer", "lwdna_shrink", "peer_shrink")
+    runs: dict[str, list[Any]] = {key: [] for key in (*tools, "forward")}
     failure = None if peer else "not run"
     last: set[str] = set()
 
@@ -76,6 +75,8 @@ def measure(name: str, repeats: int, seed: int, peer: bool, limit: float) -> dic
         result["prunable_groups"] = int(graph.prunable.sum())
         result["groups"] = len(graph.groups)
         result["failure"] = run_error(small, image)
+        seconds, _, _ = prune(network, images, seed, choose=selection(args.share))
+        runs["lwdna_shrink"].append(seconds)
 
     def theirs() -> None:
         nonlocal failure
@@ -91,8 +92,22 @@ def measure(name: str, repeats: int, seed: int, peer: bool, limit: float) -> dic
             runs["peer"].append({"build": build_s, "total": total_s})
             result["peer_params_left"] = _params(small)
             result["peer_result_failure"] = run_error(small, image)
+            if "peer_shrink_failure" not in result:
+                theirs_to_budget()
 
-    for k in range(repeats):
+    def theirs_to_budget() -> None:
+        most_s = args.times * runs["lwdna_shrink"][-1]["total"]
+        try:
+            with time_limit(limit + most_s):
+                seconds, left = shrink_as_peer(
+                    network, image, seed, last, share=args.share, most_s=most_s
+                )
+        except (Exception, TimeLimitError) as error:
+            result["peer_shrink_failure"] = described("shrinking", error)
+        else:
+            runs["peer_shrink"].append({"total": seconds, "left": left})
+
+    for k in range(args.repeats):
         for step in (ours, theirs) if k % 2 == 0 else (theirs, ours):
             step()
         runs["forward"].append(_forward_seconds(network, image))
@@ -105,18 +120,24 @@ def measure(name: str, repeats: int, seed: int, peer: bool, limit: float) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("network")
+    parser.add_argument("network", help="see benchmarks.networks")
     parser.add_argument("--repeats", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="of weights, inputs, removals")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--limit", type=float, required=True)
+    parser.add_argument(
+        "--limit", type=float, required=True, help="seconds of one repetition of the peer"
+    )
+    parser.add_argument("--share", type=float, required=True, help="of the MACs to shrink to")
+    parser.add_argument(
+        "--times", type=float, required=True, help="our time, then the peer starts no further step"
+    )
     parser.add_argument("--no-peer", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     with contextlib.redirect_stdout(io.StringIO()):  # the peer prints
         try:
-            found = measure(args.network, args.repeats, args.seed, not args.no_peer, args.limit)
+            found = measure(args)
         except Exception as error:
             found = {"failure": described("lwdna", error)}
     print(json.dumps(found))

@@ -37,6 +37,22 @@ def test_bars_are_about_aligned_widths() -> None:
     assert not slow[0] and "-1.0%" in slow[1]
 
 
+def test_a_latency_budget_has_a_bar_in_the_mode_it_was_measured_in() -> None:
+    other = record(0.1, budget=0.9)
+    own = other | {"mode": bm_throughput.MEASURED}
+    other["gain"] |= {"latency": -0.2}
+    own["gain"] = own["gain"] | {"latency": 0.05}
+    (latency, every) = bm_throughput.bars([other, own])
+    assert latency[0] and "5.0%" in latency[1]
+    assert not every[0] and "-20.0%" in every[1]
+
+
+def test_a_network_that_a_divisor_cannot_make_is_left_out_of_the_table() -> None:
+    full, less = record(0.4), record(0.4)
+    del less["gain"]["divisor 32"]
+    assert bm_throughput.table([less, full]).splitlines()[2].endswith("| –         |")
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_runner_trains_and_runs_its_own_copy(dtype: str) -> None:
     torch.manual_seed(0)
