@@ -27,14 +27,14 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import lwdna
-from benchmarks.bm_compile import ROOT, environment
 from benchmarks.networks import NETWORKS, build_on_meta
 from benchmarks.pages import refill
+from benchmarks.record import RESULTS, ROOT, environment
 from lwdna import recipes
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.graph import ChannelGraph
 
-RECORD = ROOT / "benchmarks" / "results" / "bm_budget.json"
+RECORD = RESULTS / "bm_budget.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 SEED = 0
 WIDEN = (1.0, 2.0)

@@ -4,7 +4,7 @@
 
 Two jobs on the CPU, at the network's own resolution, channels at random. Removal: 30 % of every
 group, in one step. Shrink: to 70 % of the MACs, which the peer reaches by its own loop of small
-steps (it is stopped at ten times our seconds, so that its time is a lower bound). The peer prunes a
+steps (it is stopped at five times our seconds, so that its time is a lower bound). The peer prunes a
 copy of the model in place (the copy is not timed); lwdna returns a new model. The table shows
 medians, the JSON has every repetition, and the seconds of one ``lwdna.verify``. Exit code 1 if a
 bar is missed.
@@ -13,32 +13,26 @@ bar is missed.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.networks import NETWORKS
 from benchmarks.pruners import SHARE
+from benchmarks.record import RESULTS, ROOT, Bars, environment, verdict, write
 
-ROOT = Path(__file__).resolve().parents[1]
-OUTPUT = ROOT / "benchmarks" / "results" / "bm_compile.json"
+OUTPUT = RESULTS / "bm_compile.json"
 SEED = 0
 THREADS = 2
 PEER_LIMIT_S = 60.0  # per repetition: the peer recurses without end on some networks
 NETWORK_LIMIT_S = 1200.0
 BUDGET = 0.7  # of the MACs, that both shrink to
-PEER_TIMES = 10.0  # our time for that, after which the peer starts no further step
+PEER_TIMES = 5.0  # our time for that, after which the peer starts no further step
 
 #: The bars: what the three stages may take at most.
 RESNET50_S = 3.0
@@ -103,52 +97,6 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"medians": medians, "ratios": ratios}
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, without names or paths of it."""
-    packages = ("torch", "timm", "torchvision", "torch-pruning", "numpy")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "lwdna": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
-            **{name: _version(name) for name in packages},
-        },
-        "device": "cpu",
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Commit of the working tree; ``+`` stands for changes in lwdna/."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "lwdna") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 _TOP = ("", "lwdna, s:", "", "", "", "forward", "lwdna /", "peer, s:", "", "lwdna /", "shrink:")
 _NAMES = ("network", "capture", "analyse", "resize", "total", "s", "forward", "graph", "total")
 _NAMES += ("peer", "l. / p.", "MB")
@@ -183,7 +131,7 @@ def row(name: str, result: Mapping[str, Any]) -> str:
     return "\n".join([_line(name, *cells), *notes])
 
 
-def check_bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[bool, str]]:
+def check_bars(results: Mapping[str, Mapping[str, Any]]) -> Bars:
     """The bars with whether they are met."""
     totals = {n: r["medians"]["lwdna"]["total"] for n, r in results.items() if "medians" in r}
     peaks = {n: r["peak_mb"] for n, r in results.items() if "peak_mb" in r}
@@ -210,7 +158,7 @@ def check_bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[bool, str
     return bars + _ratio_bars(results)
 
 
-def _ratio_bars(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[bool, str]]:
+def _ratio_bars(results: Mapping[str, Mapping[str, Any]]) -> Bars:
     """The bars that compare with the peer and with a forward pass."""
     ratios = {name: result["ratios"] for name, result in results.items() if "ratios" in result}
     forwards = {
@@ -272,14 +220,10 @@ def main() -> int:
         record["networks"][name] = run_network(name, args.repeats)
         print(row(name, record["networks"][name]), flush=True)
         bars = check_bars(record["networks"])
-        record["bars"] = [{"met": met, "bar": text} for met, text in bars]
         record["settings"]["benchmark_s"] = round(time.perf_counter() - started, 1)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(record, indent=1) + "\n")  # an interrupted run counts
-    for met, text in bars:
-        print("met   " if met else "MISSED", text)
+        write(args.output, record, bars)  # an interrupted run counts
     print(f"{record['settings']['benchmark_s']:.0f} s")
-    return 0 if all(met for met, _ in bars) else 1
+    return verdict(bars)
 
 
 if __name__ == "__main__":

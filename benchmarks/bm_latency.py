@@ -10,7 +10,6 @@ latency and of its MACs by random saliencies, and every result is timed in turn 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,11 @@ from tabulate import tabulate
 from torch import nn
 
 import lwdna
-from benchmarks.bm_compile import ROOT, environment
 from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
+from benchmarks.record import RESULTS, Bars, environment, verdict, write
 
-OUTPUT = ROOT / "benchmarks" / "results" / "bm_latency.json"
+OUTPUT = RESULTS / "bm_latency.json"
 SEED = 0
 NETWORKS = (
     "timm:resnet18",
@@ -105,7 +104,7 @@ def worst(found: dict[str, Any]) -> float:
     return max(abs(r["error"]) for what, r in found["results"].items() if what != "baseline")
 
 
-def bars(networks: dict[str, Any]) -> list[tuple[bool, str]]:
+def bars(networks: dict[str, Any]) -> Bars:
     """The bar with whether it is met."""
     right = [name for name, found in networks.items() if worst(found) <= ERROR]
     text = f"predicted within {ERROR:.0%} of measured on {len(right)} of {len(networks)} networks"
@@ -152,11 +151,9 @@ def main() -> int:
     for name in args.networks:
         record["networks"][name] = measure(name, args)
         print(table({name: record["networks"][name]}).splitlines()[-1], flush=True)
-        record["bars"] = [{"met": met, "bar": text} for met, text in bars(record["networks"])]
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
-    for met, text in bars(record["networks"]):
-        print("met   " if met else "MISSED", text)
-    return 0 if all(met for met, _ in bars(record["networks"])) else 1
+        found = bars(record["networks"])
+        write(args.output, record, found)
+    return verdict(found)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 
-from benchmarks.bm_compile import ROOT, environment
 from benchmarks.pruners import prune, selection
+from benchmarks.record import RESULTS, Bars, environment, verdict, write
 
-OUTPUT = ROOT / "benchmarks" / "results" / "bm_scaling.json"
+OUTPUT = RESULTS / "bm_scaling.json"
 SEED, SHARE = 0, 0.7
 #: Layers of the deep networks; channels of the last stage of the wide ones, which have 18 layers.
 DEPTHS = (18, 34, 66, 130, 258, 514, 1002)
@@ -75,7 +75,7 @@ def exponent(found: list[dict[str, Any]], size: str, stage: str = "total") -> fl
     return float(np.polyfit(x, y, 1)[0])
 
 
-def bars(record: dict[str, Any]) -> list[tuple[bool, str]]:
+def bars(record: dict[str, Any]) -> Bars:
     """The bars with whether they are met."""
     deepest = max(record["depth"], key=lambda r: r["layers"])
     seconds = deepest["seconds"]["total"]
@@ -109,11 +109,8 @@ def main() -> int:
         found = measure(layers, channels, args.repeats)
         record[kind].append(found)
         print(kind, json.dumps(found), flush=True)
-    record["bars"] = [{"met": met, "bar": text} for met, text in bars(record)]
-    args.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    for met, text in bars(record):
-        print("met   " if met else "MISSED", text)
-    return 0 if all(met for met, _ in bars(record)) else 1
+    write(args.output, record, bars(record))
+    return verdict(bars(record))
 
 
 if __name__ == "__main__":

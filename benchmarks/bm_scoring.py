@@ -26,15 +26,15 @@ from tabulate import tabulate
 from torch import Tensor
 
 import lwdna
-from benchmarks.bm_compile import ROOT, environment
 from benchmarks.measure import device_name, in_turn, peak_memory, resident_mb
+from benchmarks.record import RESULTS, ROOT, Bars, environment, verdict, write
 from lwdna import recipes
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
 from lwdna.fx_passes.widen import widen
 from lwdna.scoring import ScoringContext, as_batches, score
 
-OUTPUT = ROOT / "benchmarks" / "results" / "bm_scoring.json"
+OUTPUT = RESULTS / "bm_scoring.json"
 #: recipe -> input resolution in pixels and batch size, which a CPU can do in minutes.
 RECIPES = {
     "resnet50-imagenet": (64, 16),
@@ -153,7 +153,7 @@ def in_fresh_process(name: str, args: argparse.Namespace, **changes: Any) -> dic
     return found
 
 
-def bars(record: dict[str, Any]) -> list[tuple[bool, str]]:
+def bars(record: dict[str, Any]) -> Bars:
     """The bars with whether they are met."""
     found = []
     for ratio, bar in (("time_ratio", TIME_RATIO), ("memory_ratio", MEMORY_RATIO)):
@@ -227,12 +227,9 @@ def main() -> int:
         for name in args.recipes:
             record["recipes"][name] = in_fresh_process(name, args)
             print(name, json.dumps(record["recipes"][name]), flush=True)
-    record["bars"] = [{"met": met, "bar": text} for met, text in bars(record)]
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.output, record, bars(record))
     print(table(record))
-    for met, text in bars(record):
-        print("met   " if met else "MISSED", text)
-    return 0 if all(met for met, _ in bars(record)) else 1
+    return verdict(bars(record))
 
 
 if __name__ == "__main__":

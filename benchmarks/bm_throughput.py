@@ -13,34 +13,31 @@ to. Exit code 1 if a bar is missed.
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor, nn
 
 import lwdna
-from benchmarks.bm_compile import ROOT, environment
 from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
-from lwdna.fx_passes.timing import time_nodes
+from benchmarks.record import RESULTS, Bars, environment, verdict, write
+from benchmarks.running import DTYPES, Mode, Runner, kinds
 
-OUTPUT = ROOT / "benchmarks" / "results" / "bm_throughput.json"
+OUTPUT = RESULTS / "bm_throughput.json"
 SEED = 0
 NETWORKS = ("timm:resnet50", "timm:mobilenetv3_large_100", "timm:regnety_004")
 BUDGETS = (0.9, 0.7, 0.5)
 DIVISORS = (1, 8, 16, 32)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Pixels of the images that channels are scored on; costs are those of the network's own size.
 SCORED_AT = 64
 #: Of the saving, what the network `latency` is asked to turn into time, and its divisor.
@@ -52,25 +49,6 @@ MEASURED = "fp32, channels_last, eager"
 #: The bars, for divisors of 8 or more: of the saving that must become time on the first network
 #: at the least budget; no budget may slow a network down.
 BAR_NETWORK, BAR_BUDGET, BAR_SHARE = "timm:resnet50", 0.5, 0.85
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to run a network.
-
-    Attributes:
-        dtype: ``"fp32"``, or ``"bf16"`` for autocast.
-        channels_last: memory format of images and weights.
-        compiled: whether ``torch.compile`` takes the network first.
-    """
-
-    dtype: str
-    channels_last: bool
-    compiled: bool
-
-    def __str__(self) -> str:
-        layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.dtype}, {layout}, {'compiled' if self.compiled else 'eager'}"
 
 
 def networks_of(name: str, budget: float, table: lwdna.LatencyTable | None) -> dict[str, nn.Module]:
@@ -120,7 +98,7 @@ def latencies(name: str, args: argparse.Namespace) -> lwdna.LatencyTable:
         widen=2.0,
         divisor=LATENCY_DIVISOR,
         configurations=args.configurations,
-        repeats=2,
+        repeats=3,
         seed=SEED,
     )
 
@@ -133,72 +111,6 @@ def macs_left(networks: Mapping[str, nn.Module]) -> dict[str, float]:
             dna = network.meta["lwdna"]  # type: ignore[index,union-attr]
             left[what] = dna.after.macs / dna.before.macs
     return left
-
-
-class Runner:
-    """One network in one mode: a forward pass of some images, and a training step.
-
-    Args:
-        network: is copied.
-        mode: how to run it.
-        images: shape (batch, C, H, W).
-    """
-
-    def __init__(self, network: nn.Module, mode: Mode, images: Tensor) -> None:
-        layout = torch.channels_last if mode.channels_last else torch.contiguous_format
-        self.network = copy.deepcopy(network).to(images.device, memory_format=layout)
-        self.images = images.to(memory_format=layout)
-        self._run = torch.compile(self.network) if mode.compiled else self.network
-        self._cast = partial(
-            torch.autocast, images.device.type, torch.bfloat16, enabled=mode.dtype == "bf16"
-        )
-        self._optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.9)
-        self._targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-
-    def forward(self, number: int) -> Callable[[], None]:
-        """A forward pass of the first images without gradients, in evaluation mode."""
-        images = self.images[:number]
-
-        def run() -> None:
-            with self.evaluating():
-                self._run(images)
-
-        return run
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, and the mode's precision."""
-        self.network.eval()
-        with torch.inference_mode(), self._cast():
-            yield
-
-    def train(self) -> None:
-        """Forward, backward and a step of SGD with momentum."""
-        self.network.train()
-        self._optimizer.zero_grad()
-        with self._cast():
-            loss = F.cross_entropy(self._run(self.images).float(), self._targets)
-        loss.backward()
-        self._optimizer.step()
-
-
-_PRODUCTS = (nn.modules.conv._ConvNd, nn.Linear)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-
-
-def kinds(runner: Runner) -> dict[str, float]:
-    """Seconds of a batch by kind of operator, one after the other as the graph names them."""
-    network = runner.network
-    assert isinstance(network, torch.fx.GraphModule)
-    found = dict.fromkeys(("products", "norms", "other"), 0.0)
-    with runner.evaluating():
-        seconds = time_nodes(network, (runner.images,), 3)
-    for node in network.graph.nodes:
-        module = network.get_submodule(node.target) if node.op == "call_module" else None
-        product = isinstance(module, _PRODUCTS) or node.target in (F.conv2d, F.linear)
-        kind = "products" if product else "norms" if isinstance(module, _NORMS) else "other"
-        found[kind] += seconds[node.name]
-    return {kind: round(s, 6) for kind, s in found.items()}
 
 
 def compare(
@@ -219,6 +131,15 @@ def compare(
     return found
 
 
+def modes(budget: float, args: argparse.Namespace) -> Iterator[Mode]:
+    """Eager ones; compiled ones, which take long, at the least budget with channels last."""
+    for dtype, channels_last in product(args.dtypes, (False, True)):
+        yield Mode(dtype, channels_last, compiled=False)
+    if args.compile and budget == min(args.budgets):
+        for dtype in args.dtypes:
+            yield Mode(dtype, channels_last=True, compiled=True)
+
+
 def measure(
     name: str, budget: float, table: lwdna.LatencyTable | None, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
@@ -227,30 +148,27 @@ def measure(
     networks = networks_of(name, budget, table)
     left = macs_left(networks)
     images = torch.randn(args.batch, *size, device=args.device)
-    for compiled in (False, True) if args.compile else (False,):
-        for dtype in args.dtypes:
-            for channels_last in (False, True):
-                mode = Mode(dtype, channels_last, compiled)
-                runners = {what: Runner(net, mode, images) for what, net in networks.items()}
-                seconds = compare(runners, images, args.repeats, training=args.training)
-                spent = {} if compiled else {what: kinds(r) for what, r in runners.items()}
-                torch.compiler.reset()
-                del runners
-                gc.collect()
-                base = seconds["baseline"]["batch"]
-                yield {
-                    "network": name,
-                    "budget": budget,
-                    **asdict(mode),
-                    "mode": str(mode),
-                    "seconds": seconds,
-                    "kinds": spent,
-                    "saving": {what: round(1 - share, 4) for what, share in left.items()},
-                    "gain": {w: round(1 - s["batch"] / base, 4) for w, s in seconds.items()},
-                }
+    for mode in modes(budget, args):
+        runners = {what: Runner(net, mode, images) for what, net in networks.items()}
+        seconds = compare(runners, images, args.repeats, training=args.training)
+        spent = {} if mode.compiled else {what: kinds(r) for what, r in runners.items()}
+        torch.compiler.reset()
+        del runners
+        gc.collect()
+        base = seconds["baseline"]["batch"]
+        yield {
+            "network": name,
+            "budget": budget,
+            **asdict(mode),
+            "mode": str(mode),
+            "seconds": seconds,
+            "kinds": spent,
+            "saving": {what: round(1 - share, 4) for what, share in left.items()},
+            "gain": {w: round(1 - s["batch"] / base, 4) for w, s in seconds.items()},
+        }
 
 
-def bars(records: list[dict[str, Any]]) -> list[tuple[bool, str]]:
+def bars(records: list[dict[str, Any]]) -> Bars:
     """The bars with whether they are met; the first for the mode that latency is measured in."""
     aligned = [*(f"divisor {d}" for d in DIVISORS if d >= 8), "latency"]
     gains = [
@@ -310,9 +228,9 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5, help="medians of this many (default 5)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--configurations", type=int, default=8, help="of the latency table")
+    parser.add_argument("--configurations", type=int, default=16, help="of the latency table")
     parser.add_argument("--no-latency", dest="latency", action="store_false")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile at the least budget")
     parser.add_argument("--no-training", dest="training", action="store_false")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     args = parser.parse_args()
@@ -329,11 +247,8 @@ def main() -> int:
             for found in measure(name, budget, measured, args):
                 record["records"].append(found)
                 print(table([found]).splitlines()[-1], flush=True)
-                record["bars"] = [{"met": m, "bar": t} for m, t in bars(record["records"])]
-                args.output.write_text(json.dumps(record, indent=1) + "\n")
-    for met, text in bars(record["records"]):
-        print("met   " if met else "MISSED", text)
-    return 0 if all(met for met, _ in bars(record["records"])) else 1
+                write(args.output, record, bars(record["records"]))
+    return verdict(bars(record["records"]))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bm_compile import ROOT
 from benchmarks.bm_scaling import STAGES, exponent
+from benchmarks.record import RESULTS, ROOT
 from benchmarks.zoo import records, summary
 
-RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+DOCS = ROOT / "docs"
 _KINDS = {"cnn": "tab:blue", "transformer": "tab:orange"}
 
 

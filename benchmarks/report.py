@@ -14,10 +14,9 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks import bm_latency, bm_scoring, bm_throughput
-from benchmarks.bm_compile import ROOT
 from benchmarks.pages import refill
+from benchmarks.record import RESULTS, ROOT
 
-RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 #: Records with bars, in the order of the tables.
 RECORDS = ("compile", "scaling", "scoring", "selection", "latency", "throughput")

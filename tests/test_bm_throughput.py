@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import bm_throughput
-from benchmarks.bm_throughput import Mode, Runner
+from benchmarks.running import Mode, Runner
 
 NETWORKS = ("baseline", "uniform", "divisor 1", "latency")
 
@@ -50,7 +51,15 @@ def test_a_latency_budget_has_a_bar_in_the_mode_it_was_measured_in() -> None:
 def test_a_network_that_a_divisor_cannot_make_is_left_out_of_the_table() -> None:
     full, less = record(0.4), record(0.4)
     del less["gain"]["divisor 32"]
-    assert bm_throughput.table([less, full]).splitlines()[2].endswith("| –         |")
+    (_, _, first, _) = bm_throughput.table([less, full]).splitlines()
+    assert first.split("|")[-2].strip() == "–"
+
+
+def test_networks_are_compiled_at_the_least_budget_with_channels_last() -> None:
+    args = argparse.Namespace(dtypes=["fp32"], budgets=[0.9, 0.5], compile=True)
+    assert [m.compiled for m in bm_throughput.modes(0.9, args)] == [False, False]
+    assert Mode("fp32", True, True) in bm_throughput.modes(0.5, args)
+    assert Mode("fp32", False, True) not in bm_throughput.modes(0.5, args)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.bm_compile import ROOT, environment
+from benchmarks.record import ROOT, environment
 from benchmarks.zoo import names, pool, records, report
 from benchmarks.zoo.worker import Settings, examine
 

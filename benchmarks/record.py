@@ -1,0 +1,80 @@
+"""What every record of a benchmark has: where it was made, and bars with whether they are met."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+#: Whether each bar is met, and its text with the figures.
+Bars = list[tuple[bool, str]]
+
+
+def write(file: Path, record: dict[str, Any], bars: Bars) -> None:
+    """Write a record with its bars."""
+    record["bars"] = [{"met": met, "bar": text} for met, text in bars]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def verdict(bars: Bars) -> int:
+    """Print the bars; the exit code, 1 if one is missed."""
+    for met, text in bars:
+        print("met   " if met else "MISSED", text)
+    return 0 if all(met for met, _ in bars) else 1
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, without names or paths of it."""
+    packages = ("torch", "timm", "torchvision", "torch-pruning", "numpy")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "lwdna": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+            **{name: _version(name) for name in packages},
+        },
+        "device": "cpu",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "load_average_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the working tree; ``+`` stands for changes in lwdna/."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "lwdna") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
