@@ -4,8 +4,8 @@
 
 Two jobs on the CPU, at the network's own resolution, channels at random. Removal: 30 % of every
 group, in one step. Shrink: to 70 % of the MACs, which the peer reaches by its own loop of small
-steps (it is stopped at five times our seconds, so that its time is a lower bound). The peer prunes a
-copy of the model in place (the copy is not timed); lwdna returns a new model. The table shows
+steps (it is stopped at five times our seconds, so that its time is a lower bound). The peer prunes
+a copy of the model in place (the copy is not timed); lwdna returns a new model. The table shows
 medians, the JSON has every repetition, and the seconds of one ``lwdna.verify``. Exit code 1 if a
 bar is missed.
 """

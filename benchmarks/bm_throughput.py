@@ -1,13 +1,14 @@
 """How much of the saved MACs becomes time: baseline, uniformly scaled and shrunk networks.
 
-    python -m benchmarks.bm_throughput [--networks timm:resnet50 ...] [--device cuda] [--compile]
+    python -m benchmarks.bm_throughput [--networks timm:resnet50 ...] [--device cuda]
 
 For every network, budget and way to run it: seconds of one image, of a batch, and of a training
 step. All networks of a comparison run in turn, again and again, in one process; medians count.
 `saving` is the share of the MACs that is gone, `gain` the share of the batch's seconds that is,
 both against the baseline in the same mode. The network `latency` also has a budget of latency, of a
 table measured in float32 with channels last. `kinds` says what kinds of operators the seconds go
-to. Exit code 1 if a bar is missed.
+to. Compiling takes a minute per network: it is done for --compile alone, at the least budget, with
+channels last, and a batch is all that is timed. Exit code 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -114,14 +115,14 @@ def macs_left(networks: Mapping[str, nn.Module]) -> dict[str, float]:
 
 
 def compare(
-    runners: Mapping[str, Runner], images: Tensor, repeats: int, *, training: bool
+    runners: Mapping[str, Runner], images: Tensor, repeats: int, *, every_job: bool
 ) -> dict[str, dict[str, float]]:
     """Median seconds of every job of every network: all run in turn, ``repeats`` times."""
     jobs: dict[tuple[str, str], Callable[[], None]] = {}
     for what, runner in runners.items():
-        jobs[what, "image"], jobs[what, "batch"] = runner.forward(1), runner.forward(len(images))
-        if training:
-            jobs[what, "train"] = runner.train
+        jobs[what, "batch"] = runner.forward(len(images))
+        if every_job:
+            jobs[what, "image"], jobs[what, "train"] = runner.forward(1), runner.train
     for run in jobs.values():  # compiles, tunes, fills caches
         run()
         run()
@@ -131,11 +132,11 @@ def compare(
     return found
 
 
-def modes(budget: float, args: argparse.Namespace) -> Iterator[Mode]:
-    """Eager ones; compiled ones, which take long, at the least budget with channels last."""
+def modes(name: str, budget: float, args: argparse.Namespace) -> Iterator[Mode]:
+    """The eager ones, and at the least budget the compiled ones."""
     for dtype, channels_last in product(args.dtypes, (False, True)):
         yield Mode(dtype, channels_last, compiled=False)
-    if args.compile and budget == min(args.budgets):
+    if name in args.compile and budget == min(args.budgets):
         for dtype in args.dtypes:
             yield Mode(dtype, channels_last=True, compiled=True)
 
@@ -148,9 +149,9 @@ def measure(
     networks = networks_of(name, budget, table)
     left = macs_left(networks)
     images = torch.randn(args.batch, *size, device=args.device)
-    for mode in modes(budget, args):
+    for mode in modes(name, budget, args):
         runners = {what: Runner(net, mode, images) for what, net in networks.items()}
-        seconds = compare(runners, images, args.repeats, training=args.training)
+        seconds = compare(runners, images, args.repeats, every_job=not mode.compiled)
         spent = {} if mode.compiled else {what: kinds(r) for what, r in runners.items()}
         torch.compiler.reset()
         del runners
@@ -230,8 +231,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--configurations", type=int, default=16, help="of the latency table")
     parser.add_argument("--no-latency", dest="latency", action="store_false")
-    parser.add_argument("--compile", action="store_true", help="torch.compile at the least budget")
-    parser.add_argument("--no-training", dest="training", action="store_false")
+    parser.add_argument("--compile", nargs="*", default=[BAR_NETWORK], metavar="LIBRARY:NAME")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -132,10 +132,9 @@ def throughput(record: dict[str, Any], output: Path) -> None:
                     if what != "baseline"
                 ]
                 for marker in "ox":
-                    chosen = [(x, y) for x, y, m in points if m == marker]
+                    x, y = ([p[k] for p in points if p[2] == marker] for k in (0, 1))
                     label = mode if marker == "o" else None
-                    style = {"s": 14, "color": f"C{number}", "marker": marker, "label": label}
-                    axes.scatter(*zip(*chosen, strict=True), **style)
+                    axes.scatter(x, y, s=14, color=f"C{number}", marker=marker, label=label)
             axes.plot([0, 0.6], [0, 0.6], "k--", linewidth=0.8)
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set(title=name, xlabel="share of MACs saved")

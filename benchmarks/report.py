@@ -13,7 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks import bm_latency, bm_scoring, bm_throughput
+from benchmarks import bm_compile, bm_latency, bm_scoring, bm_throughput
 from benchmarks.pages import refill
 from benchmarks.record import RESULTS, ROOT
 
@@ -59,28 +59,32 @@ def _bars(records: dict[str, dict[str, Any]]) -> str:
 
 def _compile(record: dict[str, Any]) -> str:
     head = ("network", "capture", "analyse", "resize", "total", "verify", "forward")
-    head += ("/ forward", "peer", "peer / ours", "peak MB")
-    rows = []
-    for name, found in record["networks"].items():
-        if "medians" not in found:
-            rows.append((name, *["–"] * (len(head) - 1)))
-            continue
-        ours, ratios = found["medians"]["lwdna"], found["ratios"]
-        peer = found["medians"].get("peer")
-        right = peer is not None and not found["peer_result_failure"]
-        rows.append(
-            (
-                name,
-                *(f"{ours[stage]:.2f}" for stage in ("capture", "analyse", "resize", "total")),
-                f"{found['verify_s']:.1f}",
-                f"{found['medians']['forward']:.3f}",
-                f"{ratios['forward']:.1f}",
-                f"{peer['total']:.2f}" if right else "fails",
-                f"{1 / ratios['peer']:.2f}" if right else "–",
-                f"{found['peak_mb']:.0f}",
-            )
-        )
+    head += ("/ forward", "peer", "peer / ours", "shrink", "peer", "peer / ours", "MiB", "peer")
+    rows = [(name, *_compile_row(found)) for name, found in record["networks"].items()]
     return _table(head, rows)
+
+
+def _compile_row(found: dict[str, Any]) -> list[str]:
+    if "medians" not in found:
+        return ["fails"]
+    medians, ratios = found["medians"], found["ratios"]
+    ours, peer, theirs = (medians.get(key, {}) for key in ("lwdna", "peer", "peer_shrink"))
+    if found["peer_result_failure"]:
+        peer, theirs = {}, {}
+    stopped = theirs.get("left", 0) > bm_compile.BUDGET
+    return [
+        *(f"{ours[stage]:.2f}" for stage in ("capture", "analyse", "resize", "total")),
+        f"{found['verify_s']:.1f}",
+        f"{medians['forward']:.3f}",
+        f"{ratios['forward']:.1f}",
+        f"{peer['total']:.2f}" if peer else "fails",
+        f"{1 / ratios['peer']:.2f}" if peer else "–",
+        f"{medians['lwdna_shrink']['total']:.2f}",
+        f"{theirs['total']:.1f}" if theirs else "–",
+        f"{'> ' * stopped}{1 / ratios['peer_shrink']:.1f}" if theirs else "–",
+        f"{found['peak_mb']:.0f}",
+        f"{found['peer_peak_mb']:.0f}" if peer else "–",
+    ]
 
 
 def _scaling(record: dict[str, Any]) -> str:

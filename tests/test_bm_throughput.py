@@ -56,10 +56,11 @@ def test_a_network_that_a_divisor_cannot_make_is_left_out_of_the_table() -> None
 
 
 def test_networks_are_compiled_at_the_least_budget_with_channels_last() -> None:
-    args = argparse.Namespace(dtypes=["fp32"], budgets=[0.9, 0.5], compile=True)
-    assert [m.compiled for m in bm_throughput.modes(0.9, args)] == [False, False]
-    assert Mode("fp32", True, True) in bm_throughput.modes(0.5, args)
-    assert Mode("fp32", False, True) not in bm_throughput.modes(0.5, args)
+    args = argparse.Namespace(dtypes=["fp32"], budgets=[0.9, 0.5], compile=["x"])
+    assert [m.compiled for m in bm_throughput.modes("x", 0.9, args)] == [False, False]
+    assert Mode("fp32", True, True) in bm_throughput.modes("x", 0.5, args)
+    assert not any(m.compiled for m in bm_throughput.modes("y", 0.5, args))
+    assert Mode("fp32", False, True) not in bm_throughput.modes("x", 0.5, args)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
