@@ -27,6 +27,7 @@ import torchvision
 
 import lwdna
 from benchmarks.record import RESULTS, environment, verdict, write
+from lwdna.budget import cost_range
 from lwdna.channels import Slot
 from lwdna.cost import CostModel, Term
 from lwdna.fx_passes.widen import widen_copies
@@ -93,7 +94,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     rng = np.random.default_rng(SEED)
     scale = np.exp(rng.normal(0, 1, len(graph.groups)))
     saliency = rng.lognormal(0, 1, graph.units) * scale[graph.group_of]
-    ranges = lwdna.cost_range(graph)  # builds the graph's own cost model
+    ranges = cost_range(graph)  # builds the graph's own cost model
     runs = []
     for metrics in LIMITS:
         limits = {m: int(ranges[m][0] + SHARE * (ranges[m][1] - ranges[m][0])) for m in metrics}
