@@ -5,10 +5,11 @@
 For every network, budget and way to run it: seconds of one image, of a batch, and of a training
 step. All networks of a comparison run in turn, again and again, in one process; medians count.
 `saving` is the share of the MACs that is gone, `gain` the share of the batch's seconds that is,
-both against the baseline in the same mode. The network `latency` also has a budget of latency, of a
-table measured in float32 with channels last. `kinds` says what kinds of operators the seconds go
-to. Compiling takes a minute per network: it is done for --compile alone, at the least budget, in the
-first precision with channels last, and a batch is all that is timed. Exit code 1 if a bar is missed.
+both against the baseline in the same mode. The network `latency` also has a budget of latency, of
+a table measured in float32 with channels last. `kinds` says what kinds of operators the seconds
+go to. Compiling takes a minute per network: it is done for --compile alone, at the least budget,
+in the first precision with channels last, and a batch is all that is timed. Exit code 1 if a bar
+is missed.
 """
 
 from __future__ import annotations
