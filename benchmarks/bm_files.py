@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -27,15 +26,15 @@ from tabulate import tabulate
 from torch import nn
 
 import lwdna
-from benchmarks.bm_compile import ROOT, environment
 from benchmarks.measure import Clock
 from benchmarks.networks import default_size, small_size
 from benchmarks.pages import refill
+from benchmarks.record import RESULTS, ROOT, Bars, environment, verdict, write
 from lwdna.fx_passes.kernels import KERNELS
 from lwdna.fx_passes.likeness import named_tensors
 from lwdna.fx_passes.verify import evaluated
 
-OUTPUT = ROOT / "benchmarks" / "results" / "bm_files.json"
+OUTPUT = RESULTS / "bm_files.json"
 PAGE = ROOT / "docs" / "saving.md"
 SEED = 0
 BUDGET = 0.7
@@ -139,7 +138,7 @@ def tensor_bytes(net: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in unique.values())
 
 
-def bars(records: Sequence[Mapping[str, Any]]) -> list[tuple[bool, str]]:
+def bars(records: Sequence[Mapping[str, Any]]) -> Bars:
     """The bars with whether they are met."""
     slow = sorted((r for r in records if r["ratio"] > TIMES), key=lambda r: -r["ratio"])
     large = [r for r in records if r["file_bytes"] > SHARE * r["tensor_bytes"] + MORE]
@@ -205,13 +204,10 @@ def main() -> int:
             record["records"].append(measure(name, widen, args.repeats))
             print(table(record["records"][-1:]).splitlines()[-1], flush=True)
             found = bars(record["records"])
-            record["bars"] = [{"met": met, "bar": text} for met, text in found]
-            args.output.write_text(json.dumps(record, indent=1) + "\n")  # an interrupted run counts
+            write(args.output, record, found)  # an interrupted run counts
     if args.output == OUTPUT:
         refill(PAGE, "files", {"load": table(record["records"])})
-    for met, text in found:
-        print("met   " if met else "MISSED", text)
-    return 0 if all(met for met, _ in found) else 1
+    return verdict(found)
 
 
 if __name__ == "__main__":
