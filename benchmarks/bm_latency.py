@@ -4,7 +4,9 @@
 
 For every network: a table of its operators is measured, the network is shrunk to each share of its
 latency and of its MACs by random saliencies, and every result is timed in turn with the baseline.
-`error` is predicted over measured seconds, minus one. Exit code 1 if a bar is missed.
+`error` is predicted over measured share of the baseline's seconds, minus one; `drift` is that of
+the baseline's own seconds, which the table's factor was fixed at minutes before. Exit code 1 if a
+bar is missed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import nn
 import lwdna
 from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
-from benchmarks.record import RESULTS, Bars, environment, verdict, write
+from benchmarks.record import RESULTS, Bars, environment, verdict, with_steady_memory, write
 
 OUTPUT = RESULTS / "bm_latency.json"
 SEED = 0
@@ -74,16 +76,21 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         predicted[f"{metric} {share:g}"] = dna.after.latency / 1e12
         networks[f"{metric} {share:g}"] = net
     measured = _seconds(networks, images, args.repeats)
+    base = {"predicted": predicted["baseline"], "measured": measured["baseline"]}
     return {
         "table_error": round(table.error, 4),
+        "drift": round(base["predicted"] / base["measured"] - 1, 4),
+        "baseline": {key: round(seconds, 6) for key, seconds in base.items()},
         "results": {
             what: {
-                "predicted": round(predicted[what], 6),
-                "measured": round(seconds, 6),
-                "error": round(predicted[what] / seconds - 1, 4),
-                "of_baseline": round(seconds / measured["baseline"], 4),
+                "predicted": round(predicted[what] / base["predicted"], 4),
+                "measured": round(measured[what] / base["measured"], 4),
+                "error": round(
+                    predicted[what] / base["predicted"] / (measured[what] / base["measured"]) - 1, 4
+                ),
             }
-            for what, seconds in measured.items()
+            for what in predicted
+            if what != "baseline"
         },
     }
 
@@ -94,21 +101,23 @@ def _seconds(
     """Median seconds of a forward pass of each network."""
     steps = {what: partial(network.eval(), images) for what, network in networks.items()}
     with torch.inference_mode():
-        for step in steps.values():
+        for step in [*steps.values()] * 3:
             step()
         return in_turn(steps, 2 * repeats, images.device)
 
 
 def worst(found: dict[str, Any]) -> float:
     """Largest error of a network's shrunk results."""
-    return max(abs(r["error"]) for what, r in found["results"].items() if what != "baseline")
+    return max(abs(r["error"]) for r in found["results"].values())
 
 
 def bars(networks: dict[str, Any]) -> Bars:
     """The bar with whether it is met."""
     right = [name for name, found in networks.items() if worst(found) <= ERROR]
-    text = f"predicted within {ERROR:.0%} of measured on {len(right)} of {len(networks)} networks"
-    return [(len(right) >= AT_LEAST, f"{text} >= {AT_LEAST}")]
+    text = f"predicted share within {ERROR:.0%} of the measured one on"
+    return [
+        (len(right) >= AT_LEAST, f"{text} {len(right)} of {len(networks)} networks >= {AT_LEAST}")
+    ]
 
 
 def table(networks: dict[str, Any]) -> str:
@@ -116,16 +125,18 @@ def table(networks: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            f"{1e3 * found['results']['baseline']['measured']:.1f}",
-            *(
-                f"{r['of_baseline']:.0%} ({r['error']:+.1%})"
-                for what, r in found["results"].items()
-                if what != "baseline"
-            ),
+            f"{1e3 * found['baseline']['measured']:.1f}",
+            f"{found['drift']:+.1%}",
+            *(f"{r['measured']:.0%} ({r['error']:+.1%})" for r in found["results"].values()),
         )
         for name, found in networks.items()
     ]
-    head = ("network", "baseline, ms", *(f"{share:.0%} {metric}" for metric, share in BUDGETS))
+    head = (
+        "network",
+        "baseline, ms",
+        "drift",
+        *(f"{share:.0%} {metric}" for metric, share in BUDGETS),
+    )
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
@@ -157,4 +168,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    with_steady_memory()
     sys.exit(main())

@@ -233,4 +233,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    with_steady_memory()
     sys.exit(main())

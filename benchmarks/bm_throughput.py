@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import lwdna
 from benchmarks.measure import device_name, in_turn
 from benchmarks.networks import build
-from benchmarks.record import RESULTS, Bars, environment, verdict, write
+from benchmarks.record import RESULTS, Bars, environment, verdict, with_steady_memory, write
 from benchmarks.running import DTYPES, Mode, Runner, kinds
 
 OUTPUT = RESULTS / "bm_throughput.json"
@@ -251,4 +251,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    with_steady_memory()
     sys.exit(main())

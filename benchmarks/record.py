@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +35,25 @@ def verdict(bars: Bars) -> int:
     return 0 if all(met for met, _ in bars) else 1
 
 
+#: The allocator keeps what it has, and in large pages. Otherwise the pages of large tensors are
+#: taken anew in every pass, or not, as the heap happens to lie: a quarter of a network's time, and
+#: different from run to run. Source: PyTorch, "Performance Tuning Guide" (memory allocator), and
+#: "Threading environment variables" (THP_MEM_ALLOC_ENABLE); GNU C Library manual, "Tunable
+#: Parameters" of malloc.
+STEADY_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**26),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
+
+def with_steady_memory() -> None:
+    """Start this program again with :data:`STEADY_MEMORY`, which is read as a process begins."""
+    if any(os.environ.get(key) != value for key, value in STEADY_MEMORY.items()):
+        os.execve(sys.executable, sys.orig_argv, os.environ | STEADY_MEMORY)
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, without names or paths of it."""
     packages = ("torch", "timm", "torchvision", "torch-pruning", "numpy")
@@ -49,6 +69,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "system": platform.system(),
+        "memory": {key: os.environ[key] for key in STEADY_MEMORY if key in os.environ},
         "load_average_before": round(os.getloadavg()[0], 2),
     }
 

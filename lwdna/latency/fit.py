@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,44 @@ from lwdna.latency.table import OperatorLatency
 #: Shortest time that is told apart from none, in seconds.
 _LEAST = 1e-9
 
+#: Elements written and read, multiply-accumulates.
+Amounts = tuple[float, float, float]
 
-def fit_operator(
-    amounts: Sequence[tuple[float, float, float]], seconds: Sequence[float]
-) -> OperatorLatency:
-    """Non-negative least squares of relative errors.
+
+def fit_operator(amounts: Sequence[Amounts], seconds: Sequence[float]) -> OperatorLatency:
+    """The parts of an operator's seconds that its widths change, and the part that they do not.
 
     Args:
         amounts: (written, read, macs) of the operator at each measured configuration.
         seconds: what it took there.
+    """
+    ones = np.ones((len(amounts), 1))
+    return OperatorLatency(*_fit(np.hstack([ones, np.array(amounts, dtype=np.float64)]), seconds))
+
+
+def without_overhead(
+    operators: Mapping[str, OperatorLatency],
+    found: Sequence[Mapping[str, Amounts]],
+    totals: Sequence[float],
+) -> dict[str, OperatorLatency]:
+    """The operators with as much of their fixed parts as the whole network's seconds bear out.
+
+    To take the time of every node takes time, the same at all widths.
+
+    Args:
+        operators: as fitted to each node's seconds.
+        found: (written, read, macs) by operator, at each measured configuration.
+        totals: what the network took there as a whole.
+    """
+    fixed = sum(operator.fixed for operator in operators.values())
+    parts = [(fixed, predicted_seconds(operators, f) - fixed) for f in found]
+    of_fixed, of_others = _fit(np.array(parts), totals)
+    share = min(1.0, of_fixed / of_others) if of_others else 1.0
+    return {name: replace(o, fixed=share * o.fixed) for name, o in operators.items()}
+
+
+def _fit(parts: NDArray[np.float64], seconds: Sequence[float]) -> list[float]:
+    """Non-negative least squares of relative errors: the factor of each column of ``parts``.
 
     Source: Lawson and Hanson, "Solving Least Squares Problems", chapter 23 (as
     ``scipy.optimize.nnls``).
@@ -28,17 +58,10 @@ def fit_operator(
     from scipy.optimize import nnls  # a third of a second, which only measuring should take
 
     y = np.maximum(np.array(seconds, dtype=np.float64), _LEAST)
-    x = np.column_stack([np.ones(len(y)), np.array(amounts, dtype=np.float64)])
-    scale = np.maximum(x.max(axis=0), 1.0)
-    solution, _ = nnls(x / scale / y[:, None], np.ones(len(y)))
-    fixed, written, read, macs = (float(v) for v in solution / scale)
-    return OperatorLatency(fixed, written, read, macs)
-
-
-def fit_scale(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """What the sum over operators is multiplied with to give the whole network's seconds."""
-    ratios: NDArray[np.float64] = np.array(measured) / np.array(predicted)
-    return float(np.median(ratios))
+    scale = parts.max(axis=0)
+    scale[scale == 0] = 1.0
+    solution, _ = nnls(parts / scale / y[:, None], np.ones(len(y)))
+    return [float(v) for v in solution / scale]
 
 
 def spread(predicted: Sequence[float], measured: Sequence[float]) -> float:
@@ -47,7 +70,7 @@ def spread(predicted: Sequence[float], measured: Sequence[float]) -> float:
 
 
 def predicted_seconds(
-    operators: Mapping[str, OperatorLatency], amounts: Mapping[str, tuple[float, float, float]]
+    operators: Mapping[str, OperatorLatency], amounts: Mapping[str, Amounts]
 ) -> float:
     """Sum of the operators' seconds for their (written, read, macs)."""
     return sum(operators[name].seconds(*found) for name, found in amounts.items())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,13 +24,24 @@ from lwdna.fx_passes.timing import device_of, time_network, time_nodes
 from lwdna.fx_passes.widen import Multiplier, widen_copies
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.inputs import as_arguments
-from lwdna.latency.fit import fit_operator, fit_scale, predicted_seconds, spread
+from lwdna.latency.fit import (
+    Amounts,
+    fit_operator,
+    predicted_seconds,
+    spread,
+    without_overhead,
+)
 from lwdna.latency.kernels import preferred_divisor
 from lwdna.latency.sizes import amounts, one_graph, operator_sizes
 from lwdna.latency.table import LatencyTable, Setting
 
-#: Narrowest width that is measured, as a fraction of the widened one.
-LEAST = 0.2
+#: Narrowest and widest width that is measured, as fractions of the given one. A budget at most as
+#: large as the given cost leaves hardly a group wider, and of tensors that are larger than any
+#: result has, time says little about the results.
+LEAST, MOST = 0.2, 1.5
+
+#: Passes until the heap has its final size and pages.
+_WARM_UP = 10
 
 
 def measure_latency(
@@ -53,11 +67,12 @@ def measure_latency(
             on, and in the memory format to measure in. It is run in evaluation mode, and not
             changed.
         example_inputs: real inputs of the batch size, resolution and dtype to measure.
-        widen: the range of widths goes up to this multiple; as for :func:`lwdna.shrink`.
+        widen: the range of widths goes up to this multiple, but not beyond 1.5; as for
+            :func:`lwdna.shrink`.
         divisor: widths are multiples of it where that is at least half of the width, as kernels
             like them; by default that of the device (:func:`lwdna.preferred_divisor`). It is what
             :func:`lwdna.shrink` takes with the table, if it is given no constraints.
-        configurations: number of random widths of the whole network.
+        configurations: number of networks to run: the given one, the narrowest, random ones.
         repeats: passes over each, of which the median counts.
         policy: as for :func:`lwdna.shrink`.
         seed: of the widths and of new weights.
@@ -82,23 +97,53 @@ def measure_latency(
         graph = analyse(gm, arguments, policy=policy)
         drawn = _Widths(graph, widen_copies(graph, widen), divisor, seed)
         sizes = operator_sizes(gm, graph)
-        nodes: list[dict[str, float]] = []
-        totals: list[float] = []
-        found: list[dict[str, tuple[float, float, float]]] = []
-        widths = drawn.configurations(configurations)
-        for copies in tqdm(widths, desc="measuring", delay=1, disable=None, leave=False):
+        time_network(gm, arguments, _WARM_UP)
+        runs: list[_Run] = []
+        found: list[dict[str, Amounts]] = []
+        for copies in drawn.configurations(configurations):
             small = resize(gm, graph, copies, seed=seed)
-            nodes.append(time_nodes(small, arguments, repeats))
-            totals.append(time_network(small, arguments, repeats))
+            runs.append(_run(gm, small, arguments, repeats))
             found.append({name: amounts(size, copies) for name, size in sizes.items()})
+    usual = median(run.given for run in runs)
+    runs = [run.at_speed(usual) for run in runs]
     operators = {
-        name: fit_operator([f[name] for f in found], [n[name] for n in nodes]) for name in sizes
+        name: fit_operator([f[name] for f in found], [run.nodes[name] for run in runs])
+        for name in sizes
     }
-    predicted = [predicted_seconds(operators, f) for f in found]
-    scale = fit_scale(predicted, totals)
-    error = spread([scale * p for p in predicted], totals)
+    operators = without_overhead(operators, found, [run.total for run in runs])
+    given = {name: amounts(size, graph.keep_all()) for name, size in sizes.items()}
+    scale = usual / predicted_seconds(operators, given)
+    predicted = [scale * predicted_seconds(operators, f) for f in found]
+    error = spread(predicted, [run.total for run in runs])
     setting = _setting(arguments, divisor, configurations, repeats, seed)
     return LatencyTable(operators, scale, error, setting)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Seconds of a resized network, and of the given one right after it."""
+
+    nodes: dict[str, float]
+    total: float
+    given: float
+
+    def at_speed(self, given: float) -> _Run:
+        """What they would have been, had the given network taken ``given`` seconds.
+
+        A machine is not equally fast all the time: what its neighbours do, its clock and its
+        temperature change within minutes.
+        """
+        factor = given / self.given
+        nodes = {name: factor * seconds for name, seconds in self.nodes.items()}
+        return _Run(nodes, factor * self.total, given)
+
+
+def _run(given: nn.Module, small: nn.Module, arguments: tuple[Any, ...], repeats: int) -> _Run:
+    return _Run(
+        time_nodes(small, arguments, repeats),
+        time_network(small, arguments, repeats),
+        time_network(given, arguments, repeats),
+    )
 
 
 class _Widths:
@@ -109,24 +154,25 @@ class _Widths:
         self._random = np.random.default_rng(seed)
 
     def configurations(self, number: int) -> list[Copies]:
-        """The widest, the narrowest, and random ones between them."""
-        fractions = [1.0, LEAST, *[None] * (number - 2)]
-        return [self._draw(fraction) for fraction in fractions]
+        """The given widths, the narrowest, and random ones."""
+        narrowest = self._draw(lambda: 0.0)
+        drawn = [self._draw(self._random.random) for _ in range(number - 2)]
+        return [self._graph.keep_all(), narrowest, *drawn]
 
-    def _draw(self, fraction: float | None) -> Copies:
+    def _draw(self, place: Callable[[], float]) -> Copies:
+        """Widths between the least and the most, at a ``place`` from 0 to 1 for each group."""
         copies = self._most.copy()
         for group in self._graph.groups:
             if group.prunable:
                 width = int(self._most[group.units].sum())
-                share = self._random.uniform(LEAST, 1) if fraction is None else fraction
-                copies[group.units] = self._cut(copies[group.units], self._rounded(width, share))
+                most = min(width / group.width, MOST)
+                wanted = group.width * (LEAST + (most - LEAST) * place())
+                copies[group.units] = self._cut(copies[group.units], self._rounded(wanted, width))
         return self._graph.completed(copies)
 
-    def _rounded(self, width: int, share: float) -> int:
-        wanted = max(1, round(width * share))
-        if self._divisor > 1 and wanted >= self._divisor / 2:
-            wanted = max(1, round(wanted / self._divisor)) * self._divisor
-        return min(wanted, width)
+    def _rounded(self, wanted: float, most: int) -> int:
+        unit = self._divisor if wanted >= self._divisor / 2 else 1
+        return min(max(1, round(wanted / unit)) * unit, most)
 
     @staticmethod
     def _cut(copies: Copies, width: int) -> Copies:
