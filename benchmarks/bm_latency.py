@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,21 +61,22 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     networks: dict[str, nn.Module] = {"baseline": model}
     predicted = {}
     for metric, share in BUDGETS:
-        net = lwdna.shrink(
-            model,
-            lwdna.Budget(**{metric: share}),
-            latency=table,
-            widen=1.0,
-            criterion="random",
-            constraints=lwdna.Constraints(divisor=args.divisor),
-            example_inputs=images,
-            seed=SEED,
-            progress=False,
-        )
-        dna = net.meta["lwdna"]  # type: ignore[index,union-attr]
-        predicted["baseline"] = dna.before.latency / 1e12
-        predicted[f"{metric} {share:g}"] = dna.after.latency / 1e12
-        networks[f"{metric} {share:g}"] = net
+        with suppress(lwdna.BudgetError):  # below what multiples of the divisor reach
+            net = lwdna.shrink(
+                model,
+                lwdna.Budget(**{metric: share}),
+                latency=table,
+                widen=1.0,
+                criterion="random",
+                constraints=lwdna.Constraints(divisor=args.divisor),
+                example_inputs=images,
+                seed=SEED,
+                progress=False,
+            )
+            dna = net.meta["lwdna"]  # type: ignore[index,union-attr]
+            predicted["baseline"] = dna.before.latency / 1e12
+            predicted[f"{metric} {share:g}"] = dna.after.latency / 1e12
+            networks[f"{metric} {share:g}"] = net
     measured = _seconds(networks, images, args.repeats)
     base = {"predicted": predicted["baseline"], "measured": measured["baseline"]}
     return {
@@ -108,7 +110,7 @@ def _seconds(
 
 def worst(found: dict[str, Any]) -> float:
     """Largest error of a network's shrunk results."""
-    return max(abs(r["error"]) for r in found["results"].values())
+    return max(abs(float(r["error"])) for r in found["results"].values())
 
 
 def bars(networks: dict[str, Any]) -> Bars:
@@ -127,7 +129,7 @@ def table(networks: dict[str, Any]) -> str:
             name,
             f"{1e3 * found['baseline']['measured']:.1f}",
             f"{found['drift']:+.1%}",
-            *(f"{r['measured']:.0%} ({r['error']:+.1%})" for r in found["results"].values()),
+            *(_cell(found["results"].get(f"{metric} {share:g}")) for metric, share in BUDGETS),
         )
         for name, found in networks.items()
     ]
@@ -140,6 +142,10 @@ def table(networks: dict[str, Any]) -> str:
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
+def _cell(result: dict[str, float] | None) -> str:
+    return "–" if result is None else f"{result['measured']:.0%} ({result['error']:+.1%})"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,11 +153,14 @@ def main() -> int:
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="LIBRARY:NAME")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--divisor", type=int, default=8)
+    parser.add_argument(
+        "--divisor", type=int, help="of the widths; by default what the device prefers"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="medians of this many (default 5)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE")
     args = parser.parse_args()
+    args.divisor = args.divisor or lwdna.preferred_divisor(args.device)
     torch.set_num_threads(args.threads)
     chosen = ("device", "batch", "divisor", "repeats", "threads")
     record: dict[str, Any] = {

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import lwdna
 from benchmarks.measure import device_name, in_turn, peak_memory, resident_mb
-from benchmarks.record import RESULTS, ROOT, Bars, environment, verdict, write
+from benchmarks.record import RESULTS, ROOT, Bars, environment, verdict, with_steady_memory, write
 from lwdna import recipes
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture

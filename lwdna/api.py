@@ -155,7 +155,7 @@ def shrink(
         graph = analyse(captured, inputs, policy=policy, outputs=outputs)
         if latency is not None:
             graph = latency.timed(captured, graph)
-        before = graph.cost()
+        before = graph.cost() if latency is None else latency.before(graph.cost())
         limits = budget.limits(before)
         stage("widen")
         resolve(graph.restrict(widen_copies(graph, widen)), constraints)
@@ -198,6 +198,7 @@ def shrink(
         wide_graph,
         selection,
         limits,
+        before=before,
         criterion=str(chosen),
         widen=widen,
         seed=seed,

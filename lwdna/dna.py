@@ -144,6 +144,7 @@ class Dna:
         selection: Selection,
         limits: Mapping[str, int],
         *,
+        before: Cost,
         criterion: str,
         widen: float | Mapping[str, float],
         seed: int,
@@ -158,6 +159,7 @@ class Dna:
             wide_graph: channel graph of the widened network.
             selection: what was selected from it.
             limits: metric -> limit of the selection.
+            before: cost of the given network.
             criterion: the saliency's name and options.
             widen: the widening.
             seed: seed of widening and scoring.
@@ -176,7 +178,7 @@ class Dna:
             widen=dict(widen) if isinstance(widen, Mapping) else float(widen),
             settings=_plain(settings),
             seed=seed,
-            before=graph.cost(),
+            before=before,
             after=selection.cost,
             versions=versions(),
             findings=findings,

@@ -18,7 +18,7 @@ from lwdna.fx_passes.verify import random_copies
 from lwdna.fx_passes.widen import widen_copies
 from lwdna.latency.fit import fit_operator
 from lwdna.latency.sizes import amounts, operator_sizes
-from lwdna.latency.table import OperatorLatency, Setting
+from lwdna.latency.table import Given, OperatorLatency, Setting
 from tests.documents import run_page
 
 LATENCY = OperatorLatency(fixed=2e-8, per_written=3e-10, per_read=1e-10, per_mac=5e-12)
@@ -39,7 +39,7 @@ def network() -> Measured:
     gm = lwdna.capture(model, images())
     graph = lwdna.analyse(gm, images())
     operators = dict.fromkeys(operator_sizes(gm, graph), LATENCY)
-    return model, gm, graph, lwdna.LatencyTable(operators, 1.5, 0.05, SETTING)
+    return model, gm, graph, lwdna.LatencyTable(operators, 1.5, Given(0.5, 0), 0.05, SETTING)
 
 
 def test_the_fit_finds_the_law_behind_the_seconds() -> None:

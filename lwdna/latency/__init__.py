@@ -2,6 +2,13 @@
 
 from lwdna.latency.kernels import preferred_divisor
 from lwdna.latency.measure import measure_latency
-from lwdna.latency.table import LatencyTable, OperatorLatency, Setting
+from lwdna.latency.table import Given, LatencyTable, OperatorLatency, Setting
 
-__all__ = ["LatencyTable", "OperatorLatency", "Setting", "measure_latency", "preferred_divisor"]
+__all__ = [
+    "Given",
+    "LatencyTable",
+    "OperatorLatency",
+    "Setting",
+    "measure_latency",
+    "preferred_divisor",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,11 @@ def _fit(parts: NDArray[np.float64], seconds: Sequence[float]) -> list[float]:
     scale[scale == 0] = 1.0
     solution, _ = nnls(parts / scale / y[:, None], np.ones(len(y)))
     return [float(v) for v in solution / scale]
+
+
+def fit_scale(predicted: Sequence[float], measured: Sequence[float]) -> float:
+    """What the sum over operators is multiplied with to give the whole network's seconds."""
+    return median(m / p for m, p in zip(measured, predicted, strict=True))
 
 
 def spread(predicted: Sequence[float], measured: Sequence[float]) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lwdna.channels import Policy
 from lwdna.dna import versions
@@ -27,13 +26,14 @@ from lwdna.inputs import as_arguments
 from lwdna.latency.fit import (
     Amounts,
     fit_operator,
+    fit_scale,
     predicted_seconds,
     spread,
     without_overhead,
 )
 from lwdna.latency.kernels import preferred_divisor
 from lwdna.latency.sizes import amounts, one_graph, operator_sizes
-from lwdna.latency.table import LatencyTable, Setting
+from lwdna.latency.table import Given, LatencyTable, Setting
 
 #: Narrowest and widest width that is measured, as fractions of the given one. A budget at most as
 #: large as the given cost leaves hardly a group wider, and of tensors that are larger than any
@@ -72,7 +72,7 @@ def measure_latency(
         divisor: widths are multiples of it where that is at least half of the width, as kernels
             like them; by default that of the device (:func:`lwdna.preferred_divisor`). It is what
             :func:`lwdna.shrink` takes with the table, if it is given no constraints.
-        configurations: number of networks to run: the given one, the narrowest, random ones.
+        configurations: number of networks to run, most of random widths, each beside the given one.
         repeats: passes over each, of which the median counts.
         policy: as for :func:`lwdna.shrink`.
         seed: of the widths and of new weights.
@@ -110,13 +110,14 @@ def measure_latency(
         name: fit_operator([f[name] for f in found], [run.nodes[name] for run in runs])
         for name in sizes
     }
-    operators = without_overhead(operators, found, [run.total for run in runs])
-    given = {name: amounts(size, graph.keep_all()) for name, size in sizes.items()}
-    scale = usual / predicted_seconds(operators, given)
-    predicted = [scale * predicted_seconds(operators, f) for f in found]
-    error = spread(predicted, [run.total for run in runs])
+    totals = [run.total for run in runs]
+    operators = without_overhead(operators, found, totals)
+    predicted = [predicted_seconds(operators, f) for f in found]
+    scale = fit_scale(predicted, totals)
+    error = spread([scale * p for p in predicted], totals)
+    given = Given(usual, graph.cost().macs)
     setting = _setting(arguments, divisor, configurations, repeats, seed)
-    return LatencyTable(operators, scale, error, setting)
+    return LatencyTable(operators, scale, given, error, setting)
 
 
 @dataclass(frozen=True)
@@ -154,19 +155,21 @@ class _Widths:
         self._random = np.random.default_rng(seed)
 
     def configurations(self, number: int) -> list[Copies]:
-        """The given widths, the narrowest, and random ones."""
-        narrowest = self._draw(lambda: 0.0)
-        drawn = [self._draw(self._random.random) for _ in range(number - 2)]
-        return [self._graph.keep_all(), narrowest, *drawn]
+        """The multiples next to the given widths, the narrowest, and random ones."""
+        shares = [
+            lambda most: 1.0,
+            lambda most: LEAST,
+            *[lambda most: self._random.uniform(LEAST, most)] * (number - 2),
+        ]
+        return [self._draw(share) for share in shares]
 
-    def _draw(self, place: Callable[[], float]) -> Copies:
-        """Widths between the least and the most, at a ``place`` from 0 to 1 for each group."""
+    def _draw(self, share: Callable[[float], float]) -> Copies:
+        """Widths that are a ``share`` of the given ones, of at most what it is called with."""
         copies = self._most.copy()
         for group in self._graph.groups:
             if group.prunable:
                 width = int(self._most[group.units].sum())
-                most = min(width / group.width, MOST)
-                wanted = group.width * (LEAST + (most - LEAST) * place())
+                wanted = group.width * share(min(width / group.width, MOST))
                 copies[group.units] = self._cut(copies[group.units], self._rounded(wanted, width))
         return self._graph.completed(copies)
 

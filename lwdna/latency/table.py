@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from lwdna.cost import Term
+from lwdna.cost import Cost, Term
 from lwdna.errors import LatencyError
 from lwdna.graph import ChannelGraph
 from lwdna.latency.sizes import OperatorSizes, Size, operator_sizes
@@ -68,18 +68,33 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Given:
+    """The network at its own widths, which kernels need not like as much as a divisor's multiples.
+
+    Attributes:
+        seconds: of a forward pass, measured.
+        macs: multiply-accumulates of one input, by which it is known again.
+    """
+
+    seconds: float
+    macs: int
+
+
+@dataclass(frozen=True)
 class LatencyTable:
     """Latencies of a network's operators on one device.
 
     Attributes:
         operators: graph node -> its model.
         scale: measured seconds of the whole network over the sum of its operators'.
+        given: the network that was measured, at its own widths.
         error: largest relative error of the prediction on the measured configurations.
         setting: where and how it was measured.
     """
 
     operators: Mapping[str, OperatorLatency]
     scale: float
+    given: Given
     error: float
     setting: Setting
 
@@ -106,6 +121,16 @@ class LatencyTable:
                 )
         return graph.with_terms(self._terms(sizes))
 
+    def before(self, cost: Cost) -> Cost:
+        """The cost of a network that is to be shrunk: as measured, if it is the given one.
+
+        Args:
+            cost: of the graph that :meth:`timed` returned.
+        """
+        if cost.macs != self.given.macs:
+            return cost
+        return replace(cost, latency=round(self.given.seconds * _PICO))
+
     def _terms(self, sizes: Mapping[str, OperatorSizes]) -> Iterator[Term]:
         for name, operator in self.operators.items():
             for seconds, (times, vectors) in _parts(operator, sizes[name]):
@@ -131,6 +156,7 @@ class LatencyTable:
             return cls(
                 {name: OperatorLatency(**found) for name, found in data["operators"].items()},
                 data["scale"],
+                Given(**data["given"]),
                 data["error"],
                 Setting(**{**setting, "shapes": shapes}),
             )
