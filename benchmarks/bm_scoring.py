@@ -227,6 +227,7 @@ def main() -> int:
         for name in args.recipes:
             record["recipes"][name] = in_fresh_process(name, args)
             print(name, json.dumps(record["recipes"][name]), flush=True)
+            write(args.output, record, bars(record))
     write(args.output, record, bars(record))
     print(table(record))
     return verdict(bars(record))
