@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from lwdna.budget import cost_range
 from lwdna.fx_passes.timing import time_network, time_nodes
 from lwdna.fx_passes.verify import random_copies
 from lwdna.fx_passes.widen import widen_copies
-from lwdna.latency.fit import fit_operator
+from lwdna.graph import Copies
+from lwdna.latency.fit import fit_operator, predicted_seconds, without_overhead
 from lwdna.latency.sizes import amounts, operator_sizes
 from lwdna.latency.table import Given, OperatorLatency, Setting
 from tests.documents import run_page
@@ -53,6 +55,17 @@ def test_the_fit_finds_the_law_behind_the_seconds() -> None:
 def test_no_part_of_a_fit_is_negative() -> None:
     falling = fit_operator([(float(n), 0.0, 0.0) for n in (1, 2, 3, 4)], [4.0, 3.0, 2.0, 1.0])
     assert min(vars(falling).values()) >= 0 and falling.fixed > 0
+
+
+def test_the_time_that_timing_takes_is_taken_out() -> None:
+    operators = dict.fromkeys("ab", LATENCY)
+    found = [dict.fromkeys("ab", (n, n, 100 * n)) for n in (1e3, 1e4, 1e5, 1e6)]
+    fixed, totals = 2 * LATENCY.fixed, [predicted_seconds(operators, f) for f in found]
+    for left, expected in ((0.25, 0.25), (1.0, 1.0), (1.5, 1.0)):
+        fitted = without_overhead(operators, found, [t - (1 - left) * fixed for t in totals])
+        for operator in fitted.values():
+            assert operator.fixed == pytest.approx(expected * LATENCY.fixed, rel=1e-6)
+            assert replace(operator, fixed=LATENCY.fixed) == LATENCY
 
 
 def test_sizes_are_those_of_the_resized_network(network: Measured) -> None:
@@ -92,6 +105,25 @@ def test_shrink_meets_a_latency_budget(network: Measured) -> None:
     small = lwdna.capture(net.eval(), images())
     again = table.timed(small, lwdna.analyse(small, images()))
     assert again.cost().latency == pytest.approx(dna.after.latency, rel=1e-9)
+
+
+def test_a_budget_is_a_share_of_what_was_measured(network: Measured) -> None:
+    model, gm, graph, table = network
+    own, predicted = graph.cost().macs, table.timed(gm, graph).cost().latency
+    for macs, before in ((own, round(0.9 * predicted)), (own + 1, predicted)):
+        given = Given(0.9 * predicted / 1e12, macs)
+        net = lwdna.shrink(
+            model,
+            lwdna.Budget(latency=0.8),
+            latency=replace(table, given=given),
+            criterion="random",
+            example_inputs=images(),
+            widen=1.0,
+        )
+        dna = net.meta["lwdna"]
+        assert dna.before.latency == pytest.approx(before, abs=1)
+        assert dna.limits["latency"] == pytest.approx(0.8 * before, abs=1)
+        assert 0.7 * before < dna.after.latency <= 0.8 * before
 
 
 def test_latency_limits_are_read_as_times(network: Measured) -> None:
@@ -155,6 +187,56 @@ def test_measuring_covers_every_operator_and_changes_nothing(network: Measured) 
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
     assert not model.training and table.timed(gm, graph).cost().latency > 0
+
+
+def test_a_machine_whose_speed_drifts_gives_the_same_table(
+    network: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All seconds follow one law, each configuration at another speed of the machine."""
+    model, gm, graph, _ = network
+    speeds = iter([1.0, *np.random.default_rng(0).uniform(0.5, 2.0, 5)])
+    speed = [1.0]
+
+    def nodes(net: nn.Module, *_: object) -> dict[str, float]:
+        speed[0] = next(speeds)
+        found = lwdna.analyse(net, images())
+        return {name: speed[0] * s for name, s in law(net, found).items()}
+
+    def law(net: nn.Module, found: lwdna.ChannelGraph) -> dict[str, float]:
+        every = found.keep_all()
+        sizes = operator_sizes(net, found)
+        return {name: LATENCY.seconds(*amounts(size, every)) for name, size in sizes.items()}
+
+    def whole(net: nn.Module, *_: object) -> float:
+        return speed[0] * sum(law(net, lwdna.analyse(net, images())).values())
+
+    monkeypatch.setattr("lwdna.latency.measure.time_nodes", nodes)
+    monkeypatch.setattr("lwdna.latency.measure.time_network", whole)
+    table = lwdna.measure_latency(model, images(), configurations=6, divisor=1)
+    assert table.error < 1e-6
+    sizes = operator_sizes(gm, graph)
+    copies = random_copies(graph, 0.5, np.random.default_rng(2))
+    seconds = sum(LATENCY.seconds(*amounts(size, copies)) for size in sizes.values())
+    given = sum(LATENCY.seconds(*amounts(size, graph.keep_all())) for size in sizes.values())
+    predicted = table.timed(gm, graph).cost(copies).latency / 1e12
+    assert predicted / table.given.seconds == pytest.approx(seconds / given, rel=1e-3)
+
+
+def test_configurations_are_near_the_given_widths(
+    network: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network[0]
+    drawn = []
+
+    def resized(gm: nn.Module, graph: lwdna.ChannelGraph, copies: Copies, **_: object) -> Any:
+        drawn.append([int(copies[g.units].sum()) / g.width for g in graph.groups if g.prunable])
+        return gm
+
+    monkeypatch.setattr("lwdna.latency.measure.resize", resized)
+    lwdna.measure_latency(model, images(), widen=4.0, configurations=8, repeats=1, divisor=1)
+    assert set(drawn[0]) == {1.0} and len(drawn) == 8
+    assert max(drawn[1]) < 0.25
+    assert min(map(min, drawn)) > 0.15 and 1.3 < max(map(max, drawn)) <= 1.55
 
 
 def test_nodes_and_network_are_timed(network: Measured) -> None:
