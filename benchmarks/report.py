@@ -69,7 +69,7 @@ def _compile_row(found: dict[str, Any]) -> list[str]:
         return ["fails"]
     medians, ratios = found["medians"], found["ratios"]
     ours, peer, theirs = (medians.get(key, {}) for key in ("lwdna", "peer", "peer_shrink"))
-    if found["peer_result_failure"]:
+    if found.get("peer_result_failure"):
         peer, theirs = {}, {}
     stopped = theirs.get("left", 0) > bm_compile.BUDGET
     return [
