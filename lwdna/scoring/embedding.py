@@ -36,7 +36,7 @@ def draws(
         weight's shape.
 
     Source: METHOD §1; Chang et al., "Principled Weight Initialization for Hypernetworks",
-        ICLR 2020 (Hyperfan-in).
+    ICLR 2020 (Hyperfan-in).
     """
     bound = sqrt(3 / (size * inputs * role.kernel))
     for _ in range(size):

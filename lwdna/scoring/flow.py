@@ -40,7 +40,7 @@ def synflow(context: ScoringContext) -> Saliency:
         ScoringError: no output depends on a weight, or R overflows float64.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving
-        synaptic flow", NeurIPS 2020, equations 1 and 2 and algorithm 1.
+    synaptic flow", NeurIPS 2020, equations 1 and 2 and algorithm 1.
     """
     _require_one_graph(context, "synflow")
     network = context.network.eval()
@@ -92,7 +92,7 @@ def fisher(context: ScoringContext) -> Saliency:
         ScoringError: no batch, or a loss or gradient that is not finite.
 
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018;
-        Liu et al., "Group Fisher Pruning", ICML 2021 (coupled channels share one mask).
+    Liu et al., "Group Fisher Pruning", ICML 2021 (coupled channels share one mask).
     """
     _require_one_graph(context, "fisher")
 

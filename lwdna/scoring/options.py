@@ -24,7 +24,7 @@ class SGD:
         ValueError: a value outside its range.
 
     Source: the paper's released code, whose settings are the defaults (METHOD §2);
-        torch.optim.SGD.
+    torch.optim.SGD.
     """
 
     lr: float = 0.1

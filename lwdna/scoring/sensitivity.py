@@ -38,7 +38,7 @@ def taylor(context: ScoringContext) -> Saliency:
         ScoringError: no batch, or a loss or gradient that is not finite.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019: the
-        joint importance of a set of parameters, here all those of the unit.
+    joint importance of a set of parameters, here all those of the unit.
     """
 
     def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:
@@ -64,7 +64,7 @@ def snip(context: ScoringContext) -> Saliency:
         ScoringError: as for ``taylor``.
 
     Source: Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity",
-        ICLR 2019, equations 5 and 6, summed over a unit.
+    ICLR 2019, equations 5 and 6, summed over a unit.
     """
 
     def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:
@@ -92,7 +92,7 @@ def grasp(context: ScoringContext) -> Saliency:
         ScoringError: as for ``taylor``; or an operator has no second derivative.
 
     Source: Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow",
-        ICLR 2020, equations 6 to 8.
+    ICLR 2020, equations 6 to 8.
     """
 
     def score(k: int, w: Tensors) -> tuple[Saliency, Tensors]:

@@ -57,7 +57,7 @@ def fpgm(context: ScoringContext) -> Saliency:
         Saliency, shape (units,), float64; 0 for a unit that no layer produces.
 
     Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural
-        Networks Acceleration", CVPR 2019.
+    Networks Acceleration", CVPR 2019.
     """
 
     def distances(w_OF: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def bn_scale(context: ScoringContext) -> Saliency:
         ScoringError: the network has no batch norm with a gain.
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming",
-        ICCV 2017, section 3.
+    ICCV 2017, section 3.
     """
     graph, parameters = context.graph, dict(context.network.named_parameters())
     total, times = np.zeros(graph.units), np.zeros(graph.units)

@@ -58,7 +58,7 @@ def picture_metrics(outputs: Tensor, targets: Tensor, settings: Patches) -> dict
         TrainingError: the picture is too small for SSIM.
 
     Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPR
-        workshops 2017, section 4.
+    workshops 2017, section 4.
     """
     x, y = ((full(t) * (255 / settings.white)).round().clamp(0, 255) for t in (outputs, targets))
     if settings.scale > 1:

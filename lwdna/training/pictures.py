@@ -29,7 +29,7 @@ def smaller(picture: Tensor, scale: int) -> Tensor:
         uint8, (C, H / scale, W / scale).
 
     Source: the filter is MATLAB's imresize, a = -0.5, widened by the scale; PyTorch's
-        ``interpolate`` with ``antialias`` has the same but at the picture's border.
+    ``interpolate`` with ``antialias`` has the same but at the picture's border.
     """
     size = [side // scale for side in picture.shape[1:]]
     small = F.interpolate(picture[None].float(), size, mode="bicubic", antialias=True)
