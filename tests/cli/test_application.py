@@ -27,6 +27,7 @@ from tests.cli.commands import PLAIN, SMALL, answer, run
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
 ROOT = Path(__file__).parents[2]
+GUIDES = ["docs/guides/classification.md", "docs/guides/restoration.md"]
 
 
 def command_of(name: str) -> click.Command:
@@ -65,11 +66,11 @@ def test_the_help_of_every_command(name: str) -> None:
         check_line(words)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", *GUIDES])
 def test_the_command_lines_of_the_pages(page: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     lines = [words for block in blocks for words in command_lines(block)]
-    assert len(lines) > 3
+    assert len(lines) > 1
     for words in lines:
         check_line(words)
 
