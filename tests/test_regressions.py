@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lwdna
+from lwdna.fx_passes import verify
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -406,3 +410,39 @@ def test_a_table_that_a_constant_addresses_keeps_its_entries(
     graph = lwdna.analyse(lwdna.capture(Bias(constant), x), x)
     assert {g.name: g.width for g in graph.groups if g.prunable} == expected
     lwdna.verify(Bias(constant), x)
+
+
+class Deep(nn.Module):
+    """As many residual blocks as no recursion limit allows to be nested."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def test_a_deep_network_neither_hangs_nor_recurses() -> None:
+    with torch.device("meta"):
+        model = Deep(400)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(350)
+    start = time.perf_counter()
+    try:
+        gm = lwdna.capture(model, X)
+        graph = lwdna.analyse(gm, X)
+        copies = verify.random_copies(graph, 0.5, np.random.default_rng(0))
+        small = lwdna.resize(gm, graph, copies)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert time.perf_counter() - start < 60
+    assert len(gm.graph.nodes) > 1200
+    assert {g.name: g.width for g in graph.groups if g.prunable} == {"stem": 8}
+    assert {block.out_channels for block in small.blocks.children()} == {4}
+    verify.cost(graph, copies, small)
