@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all format lint types check bench bench-budget bench-accept zoo zoo-sample clean
+.PHONY: help venv demo test test-all format lint types check docs bench bench-budget bench-accept zoo zoo-sample clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ types: $(READY)  ## mypy, strict, on lwdna/
 	$(BIN)/mypy lwdna
 
 check: lint types test  ## Everything that has to pass before a commit
+
+docs: $(READY)  ## The documentation as a site, out/site/index.html; warnings are errors
+	$(BIN)/python -m mkdocs build --strict  # --quiet would let warnings pass
 
 bench: $(READY)-bench  ## Speed and memory against a peer and floors; then the tables and plots
 	-$(BIN)/python -m benchmarks.bm_compile
