@@ -46,8 +46,9 @@ types: $(READY)  ## mypy, strict, on lwdna/
 
 check: lint types test  ## Everything that has to pass before a commit
 
+# Not --quiet: it lets warnings pass.
 docs: $(READY)  ## The documentation as a site, out/site/index.html; warnings are errors
-	$(BIN)/python -m mkdocs build --strict  # --quiet would let warnings pass
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(READY)-bench  ## Speed and memory against a peer and floors; then the tables and plots
 	-$(BIN)/python -m benchmarks.bm_compile
