@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,68 @@ def throughput(record: dict[str, Any], output: Path) -> None:
         row[0].legend(frameon=False, fontsize=7)
 
 
+#: Methods that plots of the comparison tell apart; all others are grey.
+_SHOWN = {
+    "baseline": "black",
+    "default": "tab:blue",
+    "uniform": "tab:green",
+    "random": "tab:orange",
+}
+
+
+def comparison(record: dict[str, Any], output: Path) -> None:
+    """Score against what is left of MACs and of params, with intervals, pair by pair."""
+    pairs = record["pairs"]
+    shape, size = (len(pairs), 2), (9, 3.2 * len(pairs))
+    with canvas(output, *shape, size=size, sharey="row", squeeze=False) as grid:
+        for row, (pair, found) in zip(grid, pairs.items(), strict=True):
+            for axes, metric in zip(row, ("macs", "params"), strict=True):
+                for name, method, colour in _methods(found):
+                    score = method["score"]
+                    spread = None if score["low"] is None else score["mean"] - score["low"]
+                    style = {"color": colour, "label": name if name in _SHOWN else None}
+                    axes.errorbar(
+                        method[metric], score["mean"], spread, fmt="o", markersize=4, **style
+                    )
+                axes.set(xlabel=f"share of the baseline's {metric}")
+                axes.grid(alpha=0.3, linewidth=0.4)
+            row[0].set(title=pair, ylabel=found["unit"])
+        grid[0, 0].legend(frameon=False, fontsize=7)
+
+
+def learning(record: dict[str, Any], output: Path) -> None:
+    """The metric by epoch, in training and on the images that are held out, pair by pair."""
+    pairs = record["pairs"]
+    with canvas(output, len(pairs), 2, size=(9, 3.2 * len(pairs)), squeeze=False) as grid:
+        for row, (pair, found) in zip(grid, pairs.items(), strict=True):
+            for axes, training in zip(row, (True, False), strict=True):
+                for name, method, colour in _methods(found):
+                    for curve, values in method["curves"].items():
+                        part, _, metric = curve.rpartition("/")
+                        shown = ("top1",) if found["unit"] == "%" else ("psnr", "loss")
+                        if metric in shown and (part == "train") is training:
+                            points = [(e, v) for e, v in enumerate(values, 1) if v is not None]
+                            label = name if name in _SHOWN else None
+                            axes.plot(*zip(*points, strict=True), color=colour, label=label)
+                axes.set(xlabel="epoch", title=f"{pair}, {'training' if training else 'held out'}")
+                axes.grid(alpha=0.3, linewidth=0.4)
+        grid[0, 0].legend(frameon=False, fontsize=7)
+
+
+def _methods(pair: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name, row and colour of each method at the largest budget, those that are shown last."""
+    rows = pair["budgets"][max(pair["budgets"], key=float)]
+    for name in sorted(rows, key=lambda name: name in _SHOWN):
+        yield name, rows[name], _SHOWN.get(name, "lightgrey")
+
+
 def _json(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / name).read_text())
     return found
+
+
+def _drawn_from(draw: Callable[[dict[str, Any], Path], None], name: str, path: Path) -> None:
+    draw(_json(name), path)
 
 
 PLOTS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -156,6 +216,14 @@ PLOTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "scaling": (lambda path: scaling(_json("bm_scaling.json"), path), "scaling.svg"),
     "compile": (lambda path: compiling(_json("bm_compile.json"), path), "compile.svg"),
     "throughput": (lambda path: throughput(_json("bm_throughput.json"), path), "throughput.svg"),
+}
+PLOTS |= {
+    f"{file.stem}_{kind}": (
+        partial(_drawn_from, draw, f"compare/{file.name}"),
+        f"{file.stem}_{kind}.svg",
+    )
+    for file in sorted((RESULTS / "compare").glob("*.json"))
+    for kind, draw in (("costs", comparison), ("curves", learning))
 }
 
 

@@ -26,6 +26,14 @@ Choose = Callable[[ChannelGraph, int], Copies]
 SHARE = 0.3  # of every group is removed
 PEER_STEPS = 100
 
+#: name -> what Torch-Pruning ranks channels by. DepGraph's group norm is the group magnitude; its
+#: pruner adds a penalty for training, which has no part in ranking.
+IMPORTANCES = {
+    "random": "RandomImportance",
+    "group-taylor": "GroupTaylorImportance",
+    "group-norm": "GroupMagnitudeImportance",
+}
+
 
 def removal(graph: ChannelGraph, seed: int) -> Copies:
     """Remove :data:`SHARE` of every prunable group, at random, and at least leave one channel."""
@@ -108,6 +116,9 @@ class Peer:
         last: names of the layers to leave alone (:func:`classifiers`).
         ratio: of the channels of every group that all steps together remove.
         steps: number of steps.
+        importance: what it ranks channels by, one of :data:`IMPORTANCES`; the gradients that one
+            needs are those of ``model`` at each step.
+        together: rank the channels of all groups together, and not each group for itself.
         clock: its stage ``"graph"`` times the construction, without the copy.
     """
 
@@ -120,6 +131,8 @@ class Peer:
         *,
         ratio: float,
         steps: int = 1,
+        importance: str = "random",
+        together: bool = False,
     ) -> None:
         import torch_pruning as tp  # only the benchmark's extra installs it
 
@@ -132,7 +145,8 @@ class Peer:
             self._pruner = tp.pruner.BasePruner(
                 self.model,
                 image,
-                importance=tp.importance.RandomImportance(),
+                importance=getattr(tp.importance, IMPORTANCES[importance])(),
+                global_pruning=together,
                 pruning_ratio=ratio,
                 max_pruning_ratio=1.0,
                 iterative_steps=steps,

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md and README.md, from the records of the benchmarks.
+"""The tables of README.md, docs/benchmarks.md and docs/comparison.md, from the records.
 
 python -m benchmarks.report
 """
@@ -14,10 +14,11 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks import bm_compile, bm_latency, bm_scoring, bm_throughput
+from benchmarks.compare.report import contents, markdown
 from benchmarks.pages import refill
 from benchmarks.record import RESULTS, ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "comparison")))
 #: Records with bars, in the order of the tables.
 RECORDS = ("compile", "scaling", "scoring", "selection", "latency", "throughput")
 
@@ -41,6 +42,11 @@ def tables() -> dict[str, str]:
         "throughput": bm_throughput.table(records["throughput"]["records"]),
         "kinds": bm_throughput.kinds_table(records["throughput"]["records"]),
         "run": _runs(records),
+        "compared": contents(),
+        **{
+            file.stem: markdown(json.loads(file.read_text())).rstrip()
+            for file in sorted((RESULTS / "compare").glob("*.json"))
+        },
     }
 
 

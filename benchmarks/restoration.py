@@ -21,9 +21,9 @@ def srresnet(blocks: int = 16, width: int = 64) -> SRResNet:
     return SRResNet(blocks, width)
 
 
-def edsr(blocks: int = 8, width: int = 128) -> EDSR:
-    """EDSR for x4 in the size the paper trains: 8 blocks of 128 channels."""
-    return EDSR(blocks, width)
+def edsr(blocks: int = 8, width: int = 128, scale: int = 4) -> EDSR:
+    """EDSR, x4 or x2; by default in the size the paper trains: 8 blocks of 128 channels."""
+    return EDSR(blocks, width, scale)
 
 
 def dncnn(blocks: int = 15, width: int = 64) -> DnCNN:
@@ -63,7 +63,7 @@ class SRResNet(nn.Module):
             _conv(width, width, bias=False),
             nn.BatchNorm2d(width),
         )
-        self.upsample = _upsample_by_4(width)
+        self.upsample = _upsample(width, 4)
         self.tail = _conv(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class EDSR(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, blocks: int, width: int) -> None:
+    def __init__(self, blocks: int, width: int, scale: int) -> None:
         super().__init__()
         self.register_buffer("mean", _RGB_RANGE * torch.tensor(_RGB_MEAN).view(1, 3, 1, 1))
         self.head = _conv(3, width)
@@ -88,7 +88,7 @@ class EDSR(nn.Module):
             *(ResidualBlock(width, nn.ReLU(), norm=False) for _ in range(blocks)),
             _conv(width, width),
         )
-        self.upsample = _upsample_by_4(width)
+        self.upsample = _upsample(width, scale)
         self.tail = _conv(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,8 @@ def _conv(inputs: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
 
 
-def _upsample_by_4(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        _conv(width, 4 * width), nn.PixelShuffle(2), _conv(width, 4 * width), nn.PixelShuffle(2)
-    )
+def _upsample(width: int, scale: int) -> nn.Sequential:
+    if scale not in (2, 4):
+        raise ValueError(f"scale={scale}: 2 or 4")
+    layers = [m for _ in range(scale // 2) for m in (_conv(width, 4 * width), nn.PixelShuffle(2))]
+    return nn.Sequential(*layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -95,6 +95,33 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return value
     expected = getattr(kind, "__name__", str(kind))
     raise DnaError(f"{where} is {repr(value)[:60]}, and no {expected}")
+
+
+def with_defaults(kind: Any, value: Any) -> Any:
+    """A value for :func:`build`, and in it the defaults of fields that are missing.
+
+    Args:
+        kind: what it will be built as; dataclasses within dataclasses and tuples are filled, too.
+        value: as :func:`parse` gave it; what fits nothing stays, for :func:`build` to refuse.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(value, Mapping):
+        for one in kinds:
+            if is_dataclass(one):
+                hints = get_type_hints(one)
+                given = {key: with_defaults(hints.get(key), entry) for key, entry in value.items()}
+                return _defaults(one) | given
+    if isinstance(value, list):
+        for one in kinds:
+            if get_origin(one) is tuple and get_args(one)[1:] == (...,):
+                return [with_defaults(get_args(one)[0], entry) for entry in value]
+    return value
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    found = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    made = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
+    return found | made
 
 
 def _first_that_fits(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

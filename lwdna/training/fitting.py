@@ -40,6 +40,7 @@ def fit(
     machine: Machine | None = None,
     loggers: Sequence[Logger] = ("csv",),
     test_every: int = 1,
+    save_network: bool = True,
 ) -> Result:
     """Train a network, baseline or shrunk, by one protocol.
 
@@ -60,6 +61,8 @@ def fit(
         machine: device, threads, worker processes.
         loggers: ``"csv"`` and ``"tensorboard"``, in ``output``.
         test_every: epochs between tests; the last one is always tested.
+        save_network: write ``network/``, too. Runs whose figures are all that is wanted do without;
+            then nothing needs to tell how the network is constructed, and the result has no cost.
 
     Returns:
         Metrics of all epochs, and what led to them.
@@ -67,13 +70,13 @@ def fit(
     Raises:
         TrainingError: protocol, data, network, teacher or checkpoint do not fit one another, or the
             loss is no longer finite.
-        LwdnaError: ``output`` is given, and the network cannot be captured, which saving it needs.
+        LwdnaError: the network is to be saved, and cannot be captured, which that needs.
     """
     machine = Machine() if machine is None else machine
     _check(protocol, data, teacher, test_every)
     _check_loggers(loggers)
     folder = None if output is None else Path(output)
-    kept = None if folder is None else keepsake(model, protocol)
+    kept = keepsake(model, protocol) if folder is not None and save_network else None
     with ExitStack() as stack:
         stack.enter_context(global_states_kept())
         stack.enter_context(threads(machine))
@@ -230,8 +233,9 @@ def _finished(run: Run, folder: Path | None, kept: Keepsake | None) -> Result:
         processes=run.fabric.world_size,
         versions=all_versions(),
     )
-    if folder is not None and kept is not None and run.fabric.is_global_zero:
-        kept.save(run.model, folder / "network")
+    if folder is not None and run.fabric.is_global_zero:
+        if kept is not None:
+            kept.save(run.model, folder / "network")
         replace_file(folder / "result.json", lambda path: path.write_text(result.to_json()))
     run.fabric.barrier()
     return result

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from lwdna.errors import DnaError, TrainingError
 from lwdna.recipes import Distillation
-from lwdna.strict_json import build, parse
+from lwdna.strict_json import build, parse, with_defaults
 from lwdna.training.preparation import (
     Images,
     Patches,
@@ -169,7 +168,7 @@ class Protocol:
             TrainingError: see :meth:`from_json`.
         """
         try:
-            protocol: Protocol = build(cls, _with_defaults(cls, values), "the protocol")
+            protocol: Protocol = build(cls, with_defaults(cls, values), "the protocol")
         except DnaError as e:
             raise TrainingError(str(e)) from e
         return protocol
@@ -243,18 +242,3 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None
     }
 
-
-def _with_defaults(kind: Any, values: Any) -> Any:
-    """The values, and the defaults of fields that are missing."""
-    if not isinstance(values, Mapping):
-        return values
-    hints = get_type_hints(kind)
-    full = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-    for key, value in values.items():
-        inner = [k for k in _members(hints.get(key)) if is_dataclass(k)]
-        full[key] = _with_defaults(inner[0], value) if inner else value
-    return full
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
