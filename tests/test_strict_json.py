@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import lwdna
-from lwdna.strict_json import build, digest, parse
+from lwdna.strict_json import build, digest, parse, with_defaults
 
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(-9, 9), st.text(max_size=3)),
@@ -84,3 +84,20 @@ def test_a_literal_is_one_of_its_values() -> None:
     for wrong in ("c", None, ["a"]):
         with pytest.raises(lwdna.DnaError, match="it is"):
             build(Literal["a", "b"], wrong, "it")
+
+
+@dataclass(frozen=True)
+class Outermost:
+    inner: Inner | None
+    several: tuple[Inner, ...] = ()
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+
+def test_what_is_left_out_has_its_default_at_every_depth() -> None:
+    value = {"inner": {"pair": [1, "a"]}, "several": [{"pair": [2, "b"], "many": [1]}]}
+    found = build(Outermost, with_defaults(Outermost, value), "it")
+    assert found == Outermost(Inner((1, "a")), (Inner((2, "b"), (1.0,)),), {})
+    assert "made" not in value and "many" not in value["inner"]
+    for wrong in ({}, {"inner": {}}, {"inner": 3}, {"inner": None, "other": 1}, 3, [value]):
+        with pytest.raises(lwdna.DnaError):
+            build(Outermost, with_defaults(Outermost, wrong), "it")

@@ -21,6 +21,7 @@ from benchmarks.compare.data import Split, open_choice
 from benchmarks.compare.table import Method, Pair
 from benchmarks.record import environment
 from lwdna.cost import Cost
+from lwdna.errors import TrainingError
 from lwdna.files import replace_file
 from lwdna.strict_json import digest
 from lwdna.training import Data, Machine, Protocol, Result, fit, open_network
@@ -229,11 +230,13 @@ def scoring_batches(
         count: number of batches.
 
     Raises:
-        TrainingError: there are fewer images than one batch has.
+        TrainingError: there are fewer images than so many batches have.
     """
     assert images.train is not None
     dataset = training_set(images.train, protocol)
     order = Batches(len(dataset), size, seed=seed, rank=0, ranks=1)  # type: ignore[arg-type]
+    if len(order) < count:
+        raise TrainingError(f"{count} batches of {size} images to score on, of {images.name}")
     return [(x.cpu(), y.cpu()) for x, y in islice(load(dataset, order, 0), count)]
 
 

@@ -50,7 +50,8 @@ def sweep(runs: Sequence[Run], place: Place, jobs: int) -> int:
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)  # number of the next run
-    if jobs == 1:
+    jobs = min(jobs, len(todo))
+    if jobs <= 1:
         return _work(todo, place, counter)
     workers = [
         context.Process(target=_work_and_exit, args=(todo, place, counter)) for _ in range(jobs)

@@ -209,12 +209,14 @@ def test_channels_are_scored_on_images_to_train_on(data: Path, tmp_path: Path) -
     protocol = pair.protocol.but(["images.crop=whole", "images.flip=0"])
     images = open_choice(pair.data, data, "validation", channels=3)
     size = IMAGES - VALIDATION
-    ((x, y),) = scoring_batches(images, protocol, 5, size, 2)  # an epoch has no more
+    ((x, _),) = scoring_batches(images, protocol, 5, size, 1)
     drawn = (x * 0.5 + 0.5).mul(255).round().byte()
     known = {image.numpy().tobytes() for image in images.train.images}  # type: ignore[union-attr]
     assert {image.numpy().tobytes() for image in drawn} == known
     again, other = (scoring_batches(images, protocol, seed, 16, 1)[0] for seed in (5, 6))
     assert torch.equal(again[0], x[:16]) and not torch.equal(other[0], again[0])
+    with pytest.raises(lwdna.TrainingError, match="5 batches of 16 images"):
+        scoring_batches(images, protocol, 5, 16, 5)
 
 
 def test_the_default_is_a_plain_call_of_shrink(

@@ -135,7 +135,7 @@ def test_cifar_resnets_have_the_published_size(depth: int, params: float) -> Non
 
 def test_networks_for_small_images_keep_positions() -> None:
     features = {
-        stride: networks.mobilenetv2(stride=stride).forward_features(torch.zeros(1, 3, 32, 32))
+        stride: networks.mobilenetv2(stride=stride).eval().forward_features(torch.zeros(1, 3, 32, 32))
         for stride in (8, 16, 32)
     }
     assert {stride: tuple(f.shape[2:]) for stride, f in features.items()} == {

@@ -318,3 +318,17 @@ def test_only_some_epochs_are_tested_and_training_does_not_notice() -> None:
     b = fit(seldom, protocol(), labelled(), machine=CPU, test_every=3)
     assert states_equal(often, seldom) and a.metrics == b.metrics
     assert ["test/top1" in row for row in b.epochs] == [False, False, True, True]
+
+
+def test_a_network_that_is_not_kept_needs_no_source(tmp_path: Path) -> None:
+    settings = protocol("epochs=1", "milestones=[]", "schedule=constant")
+    with pytest.raises(lwdna.SourceError):
+        fit(seeded(Plain), settings, labelled(), output=tmp_path / "kept", machine=CPU)
+    folder = tmp_path / "figures"
+    first, again = (
+        fit(seeded(Plain), settings, labelled(), output=folder, resume=True, machine=CPU,
+            loggers=(), save_network=False)
+        for _ in range(2)
+    )  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "result.json"]
+    assert first == again == read_result(folder) and first.cost is None
