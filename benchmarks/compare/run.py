@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lwdna
 from benchmarks.compare import peers
 from benchmarks.compare.data import Split, open_choice
-from benchmarks.compare.table import Method, Pair
+from benchmarks.compare.table import SEEDS, Method, Pair
 from benchmarks.record import environment
 from lwdna.cost import Cost
 from lwdna.errors import TrainingError
@@ -30,8 +30,6 @@ from lwdna.training.machine import threads
 from lwdna.training.objective import task_loss
 
 FORMAT = 1
-#: Draw k of seed s has the seed ``s + 1000 k``; seeds are below it.
-DRAW = 1000
 _SHOWN = 12  # digits of the hash in a file's name
 
 
@@ -193,7 +191,7 @@ def made(
     Raises:
         LwdnaError, ValueError: the budget is out of the method's reach.
     """
-    method, seed = run.method, run.seed + DRAW * run.draw
+    method, seed = run.method, run.seed + SEEDS * run.draw
     options = method.arguments if method.kind == "shrink" else {}
     count = (options["scoring"] if options else lwdna.Scoring()).batches
     batches = scoring_batches(images, protocol, seed, method.batch or protocol.batch, count)

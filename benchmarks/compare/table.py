@@ -18,6 +18,8 @@ from lwdna.strict_json import build, with_defaults
 from lwdna.training import PRESETS, Protocol
 
 Kind = Literal["baseline", "shrink", "torch-pruning"]
+#: Seeds are below it: draw k of seed s has the seed ``s + SEEDS * k``.
+SEEDS = 1000
 
 #: Arguments of lwdna.shrink that are a run's, and none of a method.
 _OF_THE_RUN = {"model", "budget", "data", "loss_fn", "step_fn", "latency", "example_inputs"}
@@ -167,7 +169,7 @@ class Table:
         references: methods that all others are set against.
 
     Raises:
-        ValueError: fewer than three seeds, names that stand twice, or a reference that is none.
+        ValueError: fewer than three seeds or one out of range, names that stand twice, or a reference that is none.
     """
 
     name: str
@@ -180,6 +182,8 @@ class Table:
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < 3:
             raise ValueError(f"seeds={list(self.seeds)}: three at least, or there is no interval")
+        if not all(0 <= seed < SEEDS for seed in self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: from 0 to {SEEDS - 1}")
         for what in (self.pairs, self.methods):
             names = [one.name for one in what]
             twice = sorted({name for name in names if names.count(name) > 1})

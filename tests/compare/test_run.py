@@ -20,7 +20,7 @@ from benchmarks.compare import sweep as sweeping
 from benchmarks.compare.data import open_choice
 from benchmarks.compare.peers import arguments
 from benchmarks.compare.plan import plan
-from benchmarks.compare.run import DRAW, Run, execute, made, scoring_batches
+from benchmarks.compare.run import Run, execute, made, scoring_batches
 from benchmarks.compare.summary import summarise
 from benchmarks.compare.sweep import Place, sweep
 from benchmarks.compare.table import Method, Table
@@ -308,4 +308,3 @@ def test_two_processes_share_the_runs(
         both = (run.found(folder / "runs") or {} for folder in (tmp_path, output))
         one, other = map(without_times, both)
         assert one == other
-    assert DRAW > max(run.seed for run in runs)

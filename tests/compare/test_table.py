@@ -99,6 +99,7 @@ def test_the_first_seed_is_done_before_the_second_and_a_baseline_once(tmp_path: 
     ("old", "new", "message"),
     [
         ("seeds = [0, 1, 2]", "seeds = [0, 1]", "three at least"),
+        ("seeds = [0, 1, 2]", "seeds = [0, 1, 1000]", "from 0 to 999"),
         ("seeds = [0, 1, 2]", "", "lacks field 'seeds'"),
         ("preset = ", "colour = 1\npreset = ", r"pairs\[0\] has an unknown field 'colour'"),
         ("cifar-resnet56", "cifar", "preset 'cifar': one of imagenet-resnet50"),
