@@ -18,7 +18,10 @@ from benchmarks.compare.report import contents, markdown
 from benchmarks.pages import refill
 from benchmarks.record import RESULTS, ROOT
 
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "comparison")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "comparison")),
+)
 #: Records with bars, in the order of the tables.
 RECORDS = ("compile", "scaling", "scoring", "selection", "latency", "throughput")
 

@@ -47,7 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit-minutes", type=float, metavar="M", help="stop then; go on later")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default 1)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that cut patches, of each")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that cut patches, of each"
+    )
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     return parser.parse_args()

@@ -52,7 +52,7 @@ def arguments(
         ValueError: the budget is out of its reach, or its widths are none of ours.
     """
     image = batches[0][0][:1]
-    graph = lwdna.analyse(model, image)
+    graph = lwdna.analyse(lwdna.capture(model, image), image)
     widths = _widths(model, image, graph, budget, batches, loss_fn, criterion, ignored, seed)
     cost = graph.cost_model(widths)
     keep = {group.name: int(width) for group, width in zip(graph.groups, widths, strict=True)}

@@ -196,7 +196,8 @@ def made(
     count = (options["scoring"] if options else lwdna.Scoring()).batches
     batches = scoring_batches(images, protocol, seed, method.batch or protocol.batch, count)
     if method.kind == "baseline":
-        cost = lwdna.analyse(model, batches[0][0][:1]).cost()
+        image = batches[0][0][:1]
+        cost = lwdna.analyse(lwdna.capture(model, image), image).cost()
         return model, _told(cost, cost, {})
     assert run.budget is not None
     loss_fn = partial(task_loss, protocol)

@@ -106,7 +106,9 @@ def test_parts_never_overlap_and_are_balanced(tmp_path: Path) -> None:
     for part, most in ((train, 1), (held_out, 2)):
         counts = part.labels.bincount(minlength=10)
         assert counts.max() - counts.min() <= most
-    other = open_choice(Choice("fashion-mnist", VALIDATION, IMAGES, 1), tmp_path, "validation", channels=3)
+    other = open_choice(
+        Choice("fashion-mnist", VALIDATION, IMAGES, 1), tmp_path, "validation", channels=3
+    )
     assert rows(other.train) != rows(train)  # type: ignore[arg-type]
 
 

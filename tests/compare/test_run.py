@@ -91,7 +91,7 @@ def test_all_methods_see_the_same_batches(swept: tuple[Table, Path]) -> None:
 
 
 def test_draws_differ_and_seeds_repeat_them(swept: tuple[Table, Path]) -> None:
-    found, output = swept
+    _, output = swept
     random = [r["widths"] for r in read(output / "runs") if r["method"] == "random"]
     uniform = [r["widths"] for r in read(output / "runs") if r["method"] == "uniform"]
     assert len({json.dumps(w) for w in random}) == 6
@@ -141,7 +141,11 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", [0, 3])
 def test_a_stopped_run_goes_on_and_leaves_the_same_record(
-    method: int, swept: tuple[Table, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: int,
+    swept: tuple[Table, Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found, output = swept
     run = Run(found.pairs[0], found.methods[method], 0.8 if method else None, 1, 0, "validation")
@@ -259,9 +263,10 @@ def test_torch_pruning_keeps_its_widths(data: Path, tmp_path: Path) -> None:
         iterative_steps=400,
         ignored_layers=[model.tail, model.upsample[0]],
     )
-    whole = lwdna.analyse(model, images[0][0][:1]).cost()
+    image = images[0][0][:1]
+    whole = lwdna.analyse(lwdna.capture(model, image), image).cost()
     for _ in range(400):
-        cost = lwdna.analyse(model, images[0][0][:1]).cost()
+        cost = lwdna.analyse(lwdna.capture(model, image), image).cost()
         if cost.macs <= 0.7 * whole.macs and cost.params <= 0.7 * whole.params:
             break
         pruner.step()
@@ -293,7 +298,9 @@ def test_the_command_end_to_end(
     assert summary["split"] == "validation" and len(summary["bars"]) == 5
     text = (tmp_path / "made_up_validation.md").read_text()
     assert "Measured on the validation images" in text and "| default" in text
-    monkeypatch.setattr(sys, "argv", ["compare", *options, "--split", "test", "--limit-minutes", "0"])
+    monkeypatch.setattr(
+        sys, "argv", ["compare", *options, "--split", "test", "--limit-minutes", "0"]
+    )
     assert command.main() == 1  # no bar is met by runs that are not there
 
 
