@@ -22,7 +22,7 @@ def resnet(depth: int = 20, width: int = 16, classes: int = 10) -> CifarResNet:
 
 
 def small_cnn(width: int = 16, classes: int = 10) -> nn.Sequential:
-    """Four convolutions with batch norm for grey images of 28x28, the mean over positions, logits."""
+    """Four convolutions with batch norm and a linear layer, for grey images of 28x28."""
     widths = (1, width, 2 * width, 4 * width, 4 * width)
     layers = [
         layer
@@ -34,7 +34,7 @@ def small_cnn(width: int = 16, classes: int = 10) -> nn.Sequential:
 
 
 def mobilenetv2(name: str = "mobilenetv2_050", stride: int = 8, classes: int = 10) -> nn.Module:
-    """timm's MobileNetV2 with less reduction, for images of 32 or 64 pixels.
+    """MobileNetV2 of timm with less reduction, for images of 32 or 64 pixels.
 
     Args:
         name: of timm's model.

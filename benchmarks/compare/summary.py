@@ -118,7 +118,7 @@ def _check_batches(pair: Pair, found: Mapping[str, Records]) -> None:
                 for record in draws:
                     if seen.setdefault(seed, record["batches"]) != record["batches"]:
                         raise ValueError(
-                            f"{pair.name}, seed {seed}: {name!r} saw other batches than the methods "
+                            f"{pair.name}, seed {seed}: {name!r} saw other batches than those "
                             "before it: the data or the code that cuts them changed between runs; "
                             "take another output"
                         )

@@ -169,7 +169,8 @@ class Table:
         references: methods that all others are set against.
 
     Raises:
-        ValueError: fewer than three seeds or one out of range, names that stand twice, or a reference that is none.
+        ValueError: fewer than three seeds or one out of range, names that stand twice, or a
+            reference that is no method.
     """
 
     name: str
