@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lwdna
 from benchmarks.measure import Clock
-from benchmarks.pruners import Peer, classifiers
+from benchmarks.pruners import Peer
 from lwdna.channels import Ids
 from lwdna.graph import ChannelGraph
 from lwdna.scoring import Saliency, ScoringContext
@@ -86,7 +86,7 @@ def _widths(
 ) -> Ids:
     """Units that are left of each group, shape (groups,), in our count of the budget."""
     limits = budget.limits(graph.cost())
-    last = classifiers(graph) | set(ignored)
+    last = _fixed(graph) | set(ignored)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         peer = Peer(
@@ -102,6 +102,16 @@ def _widths(
                 return widths
             peer.step()
     raise ValueError(f"Torch-Pruning does not get to {limits} by {criterion!r}")
+
+
+def _fixed(graph: ChannelGraph) -> set[str]:
+    """Layers whose outputs cannot change: those that give the network's."""
+    changeable = graph.changeable[graph.group_of]
+    return {
+        name.rpartition(".")[0]
+        for name, role in graph.roles.items()
+        if (units := graph.tensors[name][role.out_dim]) is None or not changeable[units].any()
+    }
 
 
 def _read(model: nn.Module, graph: ChannelGraph) -> Ids:

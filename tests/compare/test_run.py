@@ -94,7 +94,7 @@ def test_draws_differ_and_seeds_repeat_them(swept: tuple[Table, Path]) -> None:
     _, output = swept
     random = [r["widths"] for r in read(output / "runs") if r["method"] == "random"]
     uniform = [r["widths"] for r in read(output / "runs") if r["method"] == "uniform"]
-    assert len({json.dumps(w) for w in random}) == 6
+    assert len({json.dumps(w) for w in random}) >= 5  # of six, two may be alike
     assert len({json.dumps(w) for w in uniform}) == 1
     (group,) = {tuple(w["0"]) for w in uniform}
     assert group[0] == 8 and 0.8**0.5 - 0.13 < group[1] / 8 < 1
