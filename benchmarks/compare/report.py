@@ -35,7 +35,10 @@ def bars(summary: Mapping[str, Any]) -> Bars:
     shares = [row[metric] for row in rows if row for metric in ("macs", "params")]
     most = max(shares, default=float("nan"))
     found = [
-        (summary["split"] == "test", f"measured on the {summary['split']} split, not validation"),
+        (
+            summary["split"] == "test",
+            f"measured on the {summary['split']} split; test is what counts",
+        ),
         (most <= MOST, f"MACs and params of {METHOD}: {most:.1%} of the baseline's <= {MOST:.0%}"),
     ]
     baseline = overall.get("baseline", {"pairs": 0, "wins": 0})
@@ -51,8 +54,8 @@ def bars(summary: Mapping[str, Any]) -> Bars:
     for reference in AGAINST:
         gain = overall.get(reference, {}).get("gain")
         met = gain is not None and gain["low"] is not None and gain["low"] > 0
-        told = "no runs" if gain is None else _interval(gain, 3)
-        found.append((met, f"{METHOD} over {reference} on all pairs: {told} dB > 0"))
+        told = "no runs" if gain is None else f"{_interval(gain, 3)} dB"
+        found.append((met, f"{METHOD} over {reference} on all pairs: {told} > 0"))
     return found
 
 
@@ -80,9 +83,9 @@ def contents() -> str:
 
 
 def _pairs(summary: Mapping[str, Any]) -> Iterator[str]:
+    references = summary["references"]
     for pair, found in summary["pairs"].items():
         for budget, rows in found["budgets"].items():
-            references = list(dict.fromkeys(r for row in rows.values() for r in row["against"]))
             head = ["method", "MACs", "params", f"score, {found['unit']}", "seeds"]
             table = [
                 (
@@ -100,8 +103,8 @@ def _pairs(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _all_pairs(summary: Mapping[str, Any]) -> Iterator[str]:
+    references = summary["references"]
     for budget, methods in summary["overall"].items():
-        references = list(dict.fromkeys(r for found in methods.values() for r in found))
         table = [
             (name, *(text for r in references for text in _gain(found.get(r))))
             for name, found in methods.items()

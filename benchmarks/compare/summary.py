@@ -57,6 +57,7 @@ def summarise(tables: Sequence[Table], split: Split, folder: Path) -> dict[str, 
     return {
         "split": split,
         "tables": [table.name for table in tables],
+        "references": list(dict.fromkeys(r for table in tables for r in table.references)),
         "made": [{"commit": commit, "device": device} for commit, device in sorted(made, key=str)],
         "pairs": pairs,
         "overall": _overall(gains),

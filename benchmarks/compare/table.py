@@ -7,6 +7,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ class Pair:
         if (self.teacher is None) != (self.protocol.distillation is None):
             raise ValueError(f"pair {self.name!r}: a teacher for a protocol with distillation")
 
-    @property
+    @cached_property
     def protocol(self) -> Protocol:
         """How every network of the pair is trained."""
         return PRESETS[self.preset].but(self.changes)
@@ -144,7 +145,7 @@ class Method:
         found["constraints"] = _constraints(found["constraints"])
         return found
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """All that the method decides, in JSON's types; its name is none of it."""
         if self.kind == "shrink":
