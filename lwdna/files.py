@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
+from stat import S_IMODE
 from typing import Any
 
 import torch
@@ -206,13 +207,18 @@ def _read(path: Path) -> str:
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name, and put it in its place when it is whole on the disk.
 
+    Who may read it is for the umask to say, as of any new file.
+
     Args:
         path: of the file; there is one or not.
         write: writes to the path that it is given.
     """
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = S_IMODE(temporary.stat().st_mode)
         write(temporary)
+        temporary.chmod(mode)  # safetensors gives its files to their owner alone
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_loaded_network_is_saved_again_as_the_same(folder: Path, tmp_path: Pat
     states = [weights.read_state(f / files.WEIGHTS) for f in (folder, tmp_path / "again")]
     assert states[0] == states[1]
     assert sorted(p.name for p in folder.iterdir()) == ["dna.json", "model.safetensors"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
+def test_the_umask_says_who_may_read_a_file(net: nn.Module, tmp_path: Path) -> None:
+    for umask, mode in ((0o022, 0o644), (0o007, 0o660)):
+        before = os.umask(umask)
+        try:
+            lwdna.save(net, tmp_path)  # the second time over other files
+        finally:
+            os.umask(before)
+        assert {S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
 def test_a_detector_in_parts(tmp_path: Path) -> None:
