@@ -11,7 +11,7 @@ from torch import nn
 
 from lwdna.constraints import Constraints
 from lwdna.errors import UnsupportedModelError
-from lwdna.fx_passes.module import check_initialised
+from lwdna.fx_passes.refusals import check_initialised, check_values
 from lwdna.latency import LatencyTable
 
 
@@ -40,13 +40,10 @@ def check_model(model: nn.Module) -> None:
                 "channels; call model.float(), shrink, then cast the result back"
             )
         devices.setdefault(p.device, name)
-    if torch.device("meta") in devices and len(devices) == 1:
-        raise UnsupportedModelError(
-            "the model is on the meta device: give it values first (to_empty, then initialise)"
-        )
     if len(devices) > 1:
         where = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
         raise UnsupportedModelError(f"the model lies on several devices ({where}): move it to one")
+    check_values(model, "shrinking")
 
 
 _WRAPPERS = (

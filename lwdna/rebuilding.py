@@ -19,6 +19,7 @@ from lwdna.errors import DnaError, LwdnaError, SourceError
 from lwdna.example import remade
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.refusals import check_values
 from lwdna.fx_passes.regions import is_captured, meta_of, tensors_in
 from lwdna.fx_passes.reinitialise import reinitialise
 from lwdna.fx_passes.resize import resize
@@ -70,13 +71,14 @@ def rebuild(
 
     Raises:
         DnaError: the DNA is of another network.
-        CaptureError, UnsupportedModelError: the model cannot be captured.
-        ValueError: ``weights`` is neither, or fresh ones are wanted of a model without values.
+        CaptureError, UnsupportedModelError: the model cannot be captured, or has no values, and
+            fresh ones are wanted.
+        ValueError: ``weights`` is neither.
     """
     check_choice("weights", weights, get_args(Values))
     fresh = weights == "fresh"
-    if fresh and any(p.is_meta for p in model.parameters()):
-        raise ValueError("weights='fresh': the model is on the meta device and shows no law")
+    if fresh:
+        check_values(model, "weights='fresh'")
     origin, wide_graph, copies = _selected(model, dna, example_inputs)
     net = _in_two_steps(origin, wide_graph, copies, dna.seed)
     if fresh:

@@ -23,8 +23,6 @@ from lwdna.fx_passes.module import (
     CONSTANTS,
     FUNCTIONS,
     assemble,
-    check_initialised,
-    check_names,
     detached_copy,
     meta_twin,
     skeleton,
@@ -32,6 +30,7 @@ from lwdna.fx_passes.module import (
 )
 from lwdna.fx_passes.proxy import has_effect
 from lwdna.fx_passes.reassigned import keeping_state
+from lwdna.fx_passes.refusals import check_initialised, check_names
 from lwdna.fx_passes.region_capture import capture_regions
 from lwdna.fx_passes.regions import CAPTURED, is_captured
 from lwdna.fx_passes.tracer import HintedTracer

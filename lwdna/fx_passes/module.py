@@ -29,9 +29,6 @@ _ATOMS = frozenset((bool, int, float, str, type(None)))
 _DICTS = frozenset((dict, OrderedDict))
 _NO_TENSORS = _ATOMS | _DICTS | {tuple, list, set}
 
-#: What ends a string in generated code.
-_UNQUOTABLE = frozenset('"\\\n\r')
-
 
 class Container(nn.Module):
     """Holds the children and parameters of a module whose ``forward`` was traced through.
@@ -212,33 +209,6 @@ def skeleton(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> nn
         return new
 
     return build(module, "")
-
-
-def check_initialised(name: str, p: nn.Parameter) -> None:
-    """Refuse a lazy parameter.
-
-    Raises:
-        UnsupportedModelError: the parameter has no shape yet.
-    """
-    if isinstance(p, nn.parameter.UninitializedParameter):
-        raise UnsupportedModelError(
-            f"parameter {name!r} is lazy and not initialised: run the model once on a batch first"
-        )
-
-
-def check_names(model: nn.Module) -> None:
-    """Refuse names that torch.fx would write into the code it generates, as they are.
-
-    Raises:
-        UnsupportedModelError: names the module, parameter or buffer.
-    """
-    for members in (model.named_modules(), model.named_parameters(), model.named_buffers()):
-        for name, _ in members:
-            if not _UNQUOTABLE.isdisjoint(name):
-                raise UnsupportedModelError(
-                    f"the name {name!r} has a quote, a backslash or a line break, which would "
-                    "become code of the captured network: rename it"
-                )
 
 
 class CapturedModule(GraphModule):

@@ -13,6 +13,7 @@ from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes._base import captured, described, graph_pass, own_state
 from lwdna.fx_passes.init_law import Fans, InitLaw, draw, fans_of, laws
 from lwdna.fx_passes.module import copy_with
+from lwdna.fx_passes.refusals import check_values
 from lwdna.graph import ChannelGraph
 
 #: From so many entries on, a vector's law is known without a bound.
@@ -34,7 +35,12 @@ def _of_one_network(arguments: dict[str, Any]) -> None:
         )
 
 
-@graph_pass(requires=(captured, _of_one_network), ensures=(own_state,))
+def _with_values(arguments: dict[str, Any]) -> None:
+    """The laws are read from values."""
+    check_values(arguments["like"], "drawing weights anew")
+
+
+@graph_pass(requires=(captured, _of_one_network, _with_values), ensures=(own_state,))
 def reinitialise(gm: nn.Module, like: nn.Module, graph: ChannelGraph, *, seed: int) -> nn.Module:
     """Draw every parameter of a resized network anew, by the law of the baseline's tensor.
 
@@ -70,7 +76,8 @@ def reinitialise(gm: nn.Module, like: nn.Module, graph: ChannelGraph, *, seed: i
     Raises:
         ValueError: ``gm``, ``like`` and ``graph`` do not belong together.
         UnsupportedModelError: a parameter of another shape than the baseline's has entries of no
-            known law there, so that none can be drawn (a table, a trained weight).
+            known law there, so that none can be drawn (a table, a trained weight); or ``like`` is
+            on the meta device.
 
     Source: METHOD §3 ("from scratch"); He et al., "Delving Deep into Rectifiers", ICCV 2015,
     eq. 10; with biases: Poole et al., "Exponential Expressivity in Deep Neural Networks through

@@ -27,6 +27,7 @@ from lwdna.fx_passes.invariants import (
 )
 from lwdna.fx_passes.module import detached_copy
 from lwdna.fx_passes.outputs import Outputs
+from lwdna.fx_passes.refusals import check_values
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.state import stir, untouched
 from lwdna.fx_passes.trains import trains
@@ -90,9 +91,11 @@ def verify(
 
     Raises:
         VerificationError: an invariant does not hold.
+        UnsupportedModelError: the model is on the meta device.
     """
     rng = np.random.default_rng(seed)
     example_inputs = as_arguments(model, example_inputs)
+    check_values(model, "verify")
     with untouched(model), torch.random.fork_rng():
         work = detached_copy(model)
         stir(work, seed=seed)

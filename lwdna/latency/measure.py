@@ -17,6 +17,7 @@ from lwdna.dna import versions
 from lwdna.errors import LatencyError
 from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.refusals import check_values
 from lwdna.fx_passes.resize import resize
 from lwdna.fx_passes.state import untouched
 from lwdna.fx_passes.timing import device_of, time_network, time_nodes
@@ -88,6 +89,7 @@ def measure_latency(
     if configurations < 4:
         raise LatencyError(f"configurations={configurations}: four or more determine the fit")
     arguments = as_arguments(model, example_inputs)
+    check_values(model, "measuring")
     if divisor is None:
         divisor = preferred_divisor(device_of(arguments))
     with untouched(model), torch.random.fork_rng():

@@ -147,6 +147,10 @@ def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Sal
     function = get(name)
     label, ranks = function.name, context.ranks
     with ranks.guard():
+        if context.device.type == "meta":
+            raise ScoringError(
+                "the network is on the meta device, and scores need values: build it on another one"
+            )
         ranks.agree(
             {
                 "criterion": str(function),
