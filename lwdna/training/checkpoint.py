@@ -17,14 +17,17 @@ from lwdna.errors import TrainingError
 from lwdna.files import replace_file
 from lwdna.training.protocol import Protocol
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
 _FIELDS = {"format", "epoch", "run", "network", "optimizer", "scaler", "ema", "rows"}
 
 
-def identity(protocol: Protocol, seed: int, data: str) -> dict[str, Any]:
-    """What has to be the same for a run to go on."""
-    return {**asdict(protocol), "seed": seed, "data": data}
+def identity(protocol: Protocol, seed: int, data: str, processes: int) -> dict[str, Any]:
+    """What has to be the same for a run to go on and come to the same.
+
+    The number of processes is: each has dropout and, in batch norms, statistics of its own.
+    """
+    return {**asdict(protocol), "seed": seed, "data": data, "processes": processes}
 
 
 def write(folder: Path, state: Mapping[str, Any]) -> None:
@@ -37,6 +40,16 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / NAME, lambda path: torch.save({"format": FORMAT, **state}, path))
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a directory that holds a run.
+
+    Raises:
+        TrainingError: there is a checkpoint.
+    """
+    if (folder / NAME).exists():
+        raise TrainingError(f"{folder} holds a run: resume it, or name another directory")
 
 
 def read(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -58,10 +71,11 @@ def read(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
         raise TrainingError(f"{path} is damaged: {type(e).__name__}: {e}") from e
     if not isinstance(state, dict) or set(state) != _FIELDS or state["format"] != FORMAT:
         raise TrainingError(f"{path} is no checkpoint of this version of lwdna")
-    differ = sorted(key for key in run if run[key] != state["run"].get(key))
+    then = state["run"]
+    differ = [key for key in sorted(run) if run[key] != then.get(key)]
     if differ:
+        said = "; ".join(f"{key} was {then.get(key)!r:.60}, is {run[key]!r:.60}" for key in differ)
         raise TrainingError(
-            f"{path} is of another run, with another {', '.join(differ)}: resume with the same, or "
-            "write to another directory"
+            f"{path} is of another run: {said}. Resume with the same, or write to another directory"
         )
     return dict(state)

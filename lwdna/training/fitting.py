@@ -76,12 +76,14 @@ def fit(
     _check(protocol, data, teacher, test_every)
     _check_loggers(loggers)
     folder = None if output is None else Path(output)
+    if folder is not None and not resume:
+        checkpoint.check_free(folder)
     kept = keepsake(model, protocol) if folder is not None and save_network else None
     with ExitStack() as stack:
         stack.enter_context(global_states_kept())
         stack.enter_context(threads(machine))
         run = prepare(model, protocol, data, seed, teacher, machine)
-        done = resumed(run, folder, resume)
+        done = resumed(run, folder)
         logs = [] if folder is None else open_logs(folder, loggers, run)
         bar = stack.enter_context(_bar(run, done))
         for epoch in range(done, protocol.epochs):
@@ -204,7 +206,7 @@ def _keep(run: Run, folder: Path | None, done: int) -> None:
     if folder is not None and run.fabric.is_global_zero:
         state = {
             "epoch": done,
-            "run": checkpoint.identity(run.protocol, run.seed, run.data.name),
+            "run": run.identity,
             "network": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "scaler": run.fabric.strategy.precision.state_dict(),

@@ -50,6 +50,12 @@ class Run:
     mix: Any
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See :func:`lwdna.training.checkpoint.identity`."""
+        processes = self.fabric.world_size
+        return checkpoint.identity(self.protocol, self.seed, self.data.name, processes)
+
 
 def prepare(
     model: nn.Module,
@@ -142,27 +148,24 @@ def optimizer_of(model: nn.Module, protocol: Protocol) -> tuple[Any, Any]:
     return optimizer, scheduler
 
 
-def resumed(run: Run, folder: Path | None, resume: bool) -> int:
+def resumed(run: Run, folder: Path | None) -> int:
     """Put a run where its checkpoint was written.
 
     Args:
         run: the run, at its start.
         folder: with the checkpoint, if there is one.
-        resume: whether a checkpoint is welcome.
 
     Returns:
         The number of epochs that are done.
 
     Raises:
-        TrainingError: there is a checkpoint that is unwelcome, damaged, or of another run.
+        TrainingError: there is a checkpoint that is damaged, or of another run.
     """
     if folder is None:
         return 0
-    state = checkpoint.read(folder, checkpoint.identity(run.protocol, run.seed, run.data.name))
+    state = checkpoint.read(folder, run.identity)
     if state is None:
         return 0
-    if not resume:
-        raise TrainingError(f"{folder} holds a run: resume it, or name another directory")
     try:
         run.model.load_state_dict(state["network"])
     except RuntimeError as e:

@@ -69,7 +69,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in net.state_dict().items())
     with pytest.raises(lwdna.TrainingError, match="holds a run: resume it"):
         run(tmp_path)
-    with pytest.raises(lwdna.TrainingError, match="with another seed"):
+    with pytest.raises(lwdna.TrainingError, match="seed was 0, is 1"):
         run(tmp_path, seed=1, resume=True)
 
 
