@@ -6,19 +6,17 @@ A command is imported when it is asked for. To add one, write a ``click.Command`
 
 from __future__ import annotations
 
-import dis
 import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 
 import click
 
 from lwdna import __version__
-from lwdna.cli.command import printable
+from lwdna.cli.command import is_raised_here, is_refusal, printable
 from lwdna.errors import LwdnaError
 
 #: Section of the help -> command -> (module:attribute, what it does).
@@ -45,8 +43,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("lwdna.cli.export:export", "Write a network as an ONNX file or as source."),
     },
     "Train and measure": {
-        "train": ("lwdna.training.cli:train", "Train a baseline or a shrunk network."),
-        "eval": ("lwdna.training.cli:evaluate", "Measure a network on test sets."),
+        "train": ("lwdna.cli.training:train", "Train a baseline or a shrunk network."),
+        "eval": ("lwdna.cli.training:evaluate", "Measure a network on test sets."),
+        "presets": ("lwdna.cli.training:presets", "List the published training protocols."),
     },
 }
 
@@ -107,43 +106,19 @@ def _exit_code(run: Callable[[], int | None]) -> int:
     except click.UsageError as e:
         e.show()
         return USAGE
-    except LwdnaError as e:
-        return _refused(str(e))
-    except OSError as e:
-        return _refused(f"{type(e).__name__}: {e}")
-    except ImportError as e:  # of an extra, such as lwdna[report]: the message names it
-        return _refused(str(e)) if _raised_here(e.__traceback__) else _defect()
-    except (ValueError, TypeError) as e:
-        if not _raised_here(e.__traceback__):
-            return _defect()
-        click.echo(printable(f"Error: {e}"), err=True)
-        return USAGE
-    except Exception:
-        return _defect()
+    except Exception as e:
+        if is_refusal(e):
+            plain = isinstance(e, (LwdnaError, ImportError))
+            return _said(str(e) if plain else f"{type(e).__name__}: {e}", REFUSED)
+        if isinstance(e, (ValueError, TypeError)) and is_raised_here(e):
+            return _said(str(e), USAGE)
+        traceback.print_exc()
+        return DEFECT
 
 
-def _refused(message: str) -> int:
+def _said(message: str, code: int) -> int:
     click.echo(printable(f"Error: {message}"), err=True)
-    return REFUSED
-
-
-def _defect() -> int:
-    traceback.print_exc()
-    return DEFECT
-
-
-def _raised_here(trace: TracebackType | None) -> bool:
-    """Whether an error was raised by a check of ours: by convention, an argument is wrong then.
-
-    What C code raises has no frame of its own: only a raise statement of ours is such a check.
-    """
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    frame = trace.tb_frame
-    raised = dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return raised and str(frame.f_globals.get("__name__")).partition(".")[0] == "lwdna"
+    return code
 
 
 @click.command(cls=Application)

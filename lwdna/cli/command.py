@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import json
+import os
 import sys
 import time
 import warnings
@@ -24,7 +26,7 @@ class Answer:
     """What a command found.
 
     Attributes:
-        document: for ``--json``, in JSON's types.
+        document: for ``--json``, in JSON's types; numbers that JSON has not (NaN) become null.
         text: for people.
         yes: ``False`` where the answer to the command's question is no (exit code 1).
     """
@@ -37,9 +39,11 @@ class Answer:
 class Command(click.Command):
     """A command that returns an :class:`Answer`; nothing else of it goes to stdout."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, examples: Sequence[str] = (), shared: bool = False, **settings: Any
+    ) -> None:
         super().__init__(*args, **settings)
-        self.examples = tuple(examples)
+        self.examples, self.shared = tuple(examples), shared
         said = "One JSON document on stdout, and nothing else."
         self.params.append(click.Option(["--json", "as_json"], is_flag=True, help=said))
 
@@ -49,11 +53,11 @@ class Command(click.Command):
         try:
             with _said_on_stderr():
                 answer: Answer = super().invoke(ctx)
-        except LwdnaError as e:
-            if as_json:
-                click.echo(_json({"error": _described(e)}))
+        except Exception as e:
+            if as_json and is_refusal(e):
+                self._answer(_json({"error": _described(e)}))
             raise
-        click.echo(_json(answer.document) if as_json else printable(answer.text))
+        self._answer(_json(answer.document) if as_json else printable(answer.text))
         seconds = time.perf_counter() - started
         if seconds > _LONG_S and sys.stderr.isatty():
             click.echo(f"{seconds:.1f} s", err=True)
@@ -65,18 +69,23 @@ class Command(click.Command):
             for line in self.examples:
                 formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
+    def _answer(self, text: str) -> None:
+        if not self.shared or os.environ.get("RANK", "0") == "0":
+            click.echo(text)
+
 
 def command(
-    *, examples: Sequence[str], **settings: Any
+    *, examples: Sequence[str], shared: bool = False, **settings: Any
 ) -> Callable[[Callable[..., Answer]], Command]:
     """Make a command of a function that returns an :class:`Answer` (decorator).
 
     Args:
         examples: command lines for the help.
+        shared: whether torchrun may start several processes, of which the first one answers.
         settings: of ``click.command``.
     """
     made: Callable[[Callable[..., Answer]], Command]
-    made = click.command(cls=Command, examples=examples, **settings)
+    made = click.command(cls=Command, examples=examples, shared=shared, **settings)
     return made
 
 
@@ -85,13 +94,36 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
-def _described(e: LwdnaError) -> dict[str, Any]:
+def is_refusal(e: Exception) -> bool:
+    """Whether an error says that a network, data or a file will not do: the user's to mend."""
+    if isinstance(e, ImportError):  # of an extra, such as lwdna[report]: the message names it
+        return is_raised_here(e)
+    return isinstance(e, (LwdnaError, OSError))
+
+
+def is_raised_here(e: Exception) -> bool:
+    """Whether an error was raised by a check of ours: by convention, an argument is wrong then.
+
+    What C code raises has no frame of its own: only a raise statement of ours is such a check.
+    """
+    trace = e.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    frame = trace.tb_frame
+    raised = dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and str(frame.f_globals.get("__name__")).partition(".")[0] == "lwdna"
+
+
+def _described(e: Exception) -> dict[str, Any]:
     found = {"type": type(e).__name__, "message": str(e)}
     return {**found, "attainable": e.attainable} if isinstance(e, BudgetError) else found
 
 
 def _json(document: Any) -> str:
-    return json.dumps(document, indent=1, allow_nan=False)
+    plain = json.loads(json.dumps(document), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from lwdna.cli.command import Answer, command
 @options.of_model
 @click.option("--group", "patterns", multiple=True, metavar="PATTERN", help="These groups only.")
 @click.option("--frozen", is_flag=True, help="Only groups that cannot be shrunk.")
-@click.option("--policy", default="auto", show_default=True, help="As for shrink.")
+@options.policy
 def explain(
     model: str,
     arguments: Any,
@@ -133,7 +133,7 @@ def attainable(model: str, arguments: Any, shapes: Any, trust: Any, **given: Any
 @click.option(
     "--keep", type=float, default=0.7, show_default=True, help="Share of each group that stays."
 )
-@click.option("--policy", default="auto", show_default=True, help="As for shrink.")
+@options.policy
 @options.seed
 def verify(
     model: str, arguments: Any, shapes: Any, trust: Any, keep: float, policy: str, seed: int
@@ -150,7 +150,7 @@ def verify(
 
     with stages(("build", "verify")) as stage:
         stage("build")
-        net = models.network(model, arguments=_arguments(arguments), trust=trust, seed=seed)
+        net = models.network(model, arguments, trust=trust, seed=seed)
         inputs = models.example(net, shapes, seed=seed)
         stage("verify")
         try:
@@ -158,10 +158,6 @@ def verify(
         except lwdna.VerificationError as e:
             return Answer({"model": model, "holds": False, "broken": str(e)}, f"no: {e}", yes=False)
     return Answer({"model": model, "holds": True, "statements": found.statements}, str(found))
-
-
-def _arguments(pairs: Any) -> dict[str, Any]:
-    return options.unique(pairs, "--arg")
 
 
 def _analysed(model: str, arguments: Any, shapes: Any, trust: Any, policy: str) -> tuple[Any, Any]:
@@ -172,7 +168,7 @@ def _analysed(model: str, arguments: Any, shapes: Any, trust: Any, policy: str) 
 
     with stages(("build", "capture", "analyse")) as stage:
         stage("build")
-        net = models.network(model, _arguments(arguments), trust=trust, values=False)
+        net = models.network(model, arguments, trust=trust, values=False)
         inputs = models.example(net, shapes)
         stage("capture")
         captured = models.captured(net, inputs)

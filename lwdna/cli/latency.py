@@ -25,7 +25,7 @@ from lwdna.cli.command import Answer, command
     "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="To be fast at."
 )
 @click.option("--device", default="cpu", show_default=True, help="To be fast on.")
-@click.option("--channels-last", is_flag=True, help="Images and weights in that memory format.")
+@options.channels_last
 @click.option(
     "--widen", type=float, default=1.0, show_default=True, help="What you will shrink with."
 )
@@ -39,13 +39,7 @@ from lwdna.cli.command import Answer, command
     "--repeats", type=click.IntRange(1), default=5, show_default=True, help="The median counts."
 )
 @options.seed
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="File for the table, for `lwdna shrink --latency-table`.",
-)
+@options.output("For the table, for `lwdna shrink --latency-table`.", file=True, required=True)
 @options.force
 def latency(
     model: str,
@@ -71,8 +65,7 @@ def latency(
     from lwdna.files import replace_file
 
     models.check_device(device)
-    named = options.unique(arguments, "--arg")
-    net = models.network(model, named, trust=trust, seed=measuring["seed"])
+    net = models.network(model, arguments, trust=trust, seed=measuring["seed"])
     order = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(device).to(memory_format=order)
     inputs = tuple(

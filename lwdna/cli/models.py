@@ -39,9 +39,7 @@ def constructed(
     Raises:
         SourceError: there is no such constructor, or it fails.
     """
-    library = name.partition(":")[0]
-    if library not in ZOOS:
-        look_here()
+    look_here(name.partition(":")[:1])
     if values:
         torch.manual_seed(seed)
         return create(name, **arguments)
@@ -72,8 +70,7 @@ def network(
         DnaError: see :func:`lwdna.load`.
     """
     if Path(name).is_dir():
-        if arguments:
-            raise click.UsageError(f"--arg: {name} holds a network that is built already")
+        check_built(name, arguments)
         return saved(name, trust)
     check_constructor(name)
     return constructed(name, arguments, values=values, seed=seed)
@@ -100,9 +97,18 @@ def of_dna(dna: Dna, arguments: dict[str, Any], trust: Sequence[str]) -> nn.Modu
 
 def saved(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
     """A network that was saved; see :func:`lwdna.load`."""
-    if trust:
-        look_here()
+    look_here(trust)
     return load(path, trust=trust)
+
+
+def check_built(name: str, arguments: dict[str, Any]) -> None:
+    """Refuse arguments of a constructor for what has its own.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    if arguments:
+        raise click.UsageError(f"--arg: {name} says already how its network is built")
 
 
 def check_constructor(name: str) -> None:
@@ -121,19 +127,33 @@ def check_constructor(name: str) -> None:
 def check_device(device: str | None) -> None:
     """Refuse a device that is not there.
 
+    Nothing is put on it: under torchrun each process has one of its own.
+
+    Args:
+        device: as PyTorch writes it; ``None`` leaves the choice to the library.
+
     Raises:
-        click.UsageError: says what PyTorch says.
+        click.UsageError: says what PyTorch says, or how many there are.
     """
+    if device is None:
+        return
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
+        wanted = torch.device(device)
+        count = torch.get_device_module(wanted).device_count()
+    except (RuntimeError, AttributeError) as e:
         raise click.UsageError(f"--device {device}: {e}") from e
+    if (wanted.index or 0) >= count:
+        raise click.UsageError(f"--device {device}: PyTorch finds {count} of this kind")
 
 
-def look_here() -> None:
-    """Find modules in the current directory, after all that is installed."""
+def look_here(modules: Sequence[str]) -> None:
+    """Find modules in the current directory, too, after all that is installed.
+
+    Args:
+        modules: that a command line names; where there is none of the user's, nothing changes.
+    """
     here = os.getcwd()
-    if here not in sys.path:
+    if set(modules) - set(ZOOS) and here not in sys.path:
         sys.path.append(here)
 
 

@@ -33,13 +33,23 @@ _METRICS = {"flops": "flops_paper"}
 
 def pair(text: str) -> tuple[str, Any]:
     """``key=value``, the value being JSON, or text where it is none."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise click.UsageError(f"{text!r}: write key=value, such as num_classes=10")
+    key, value = _parted(text, "key=value, such as num_classes=10")
     try:
         return key, json.loads(value, parse_constant=_refuse)
     except ValueError:
         return key, value
+
+
+def named_folder(text: str) -> tuple[str, str]:
+    """``name=folder``."""
+    return _parted(text, "name=folder, such as Set5=images/Set5")
+
+
+def _parted(text: str, form: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"{text!r}: write {form}")
+    return key, value
 
 
 def _refuse(text: str) -> Any:
@@ -64,27 +74,59 @@ def options(*given: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-def unique(pairs: Sequence[tuple[str, Any]], option: str) -> dict[str, Any]:
-    """Pairs as a dict.
+def pairs(
+    flag: str,
+    name: str,
+    said: str,
+    *,
+    metavar: str = "KEY=VALUE",
+    read: Callable[[str], tuple[str, Any]] = pair,
+) -> Callable[[F], F]:
+    """An option that is repeated for more pairs, each key once; commands get a dict.
 
-    Raises:
-        click.UsageError: a key is given twice.
+    Args:
+        flag: of the option.
+        name: of the command's argument.
+        said: the help.
+        metavar: form of a pair in the help.
+        read: takes a pair apart.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    return click.option(
+        flag, name, multiple=True, type=read, callback=_dict, metavar=metavar, help=said
+    )
+
+
+def _dict(
+    ctx: click.Context, parameter: click.Parameter, given: Sequence[tuple[str, Any]]
+) -> dict[str, Any]:
+    return _unique(given, parameter.opts[0])
+
+
+def _unique(given: Sequence[tuple[str, Any]], option: str) -> dict[str, Any]:
+    found = dict(given)
+    if len(found) < len(given):
         raise click.UsageError(f"{option}: a key is given twice")
     return found
 
 
+def output(said: str, *, file: bool = False, required: bool = False) -> Callable[[F], F]:
+    """Where a result goes.
+
+    Args:
+        said: the help.
+        file: whether that is a file; else a directory.
+        required: whether there is no other place for it.
+    """
+    place = click.Path(file_okay=file, dir_okay=not file, path_type=Path)
+    return click.option("-o", "--output", type=place, required=required, help=said)
+
+
 model = click.argument("model", metavar="MODEL")
-arguments = click.option(
+arguments = pairs(
     "--arg",
     "arguments",
-    multiple=True,
-    type=pair,
-    metavar="KEY=VALUE",
-    help="Argument of the model's constructor, in JSON or plain text: num_classes=10, "
-    "pretrained=true. Repeat it for more.",
+    "Argument of the model's constructor, in JSON or plain text: num_classes=10, pretrained=true. "
+    "Repeat it for more.",
 )
 inputs = click.option(
     "--input",
@@ -103,6 +145,16 @@ trust = click.option(
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Of all that is drawn.")
 force = click.option("--force", is_flag=True, help="Replace a result that is there.")
+device = click.option("--device", help="Such as cpu or cuda:0; by default a GPU if there is one.")
+channels_last = click.option(
+    "--channels-last", is_flag=True, help="Images and weights in that memory format."
+)
+policy = click.option(
+    "--policy",
+    default="auto",
+    show_default=True,
+    help="Axis of attention heads and grouped convolutions that changes; or both.",
+)
 #: What every command on one model takes.
 of_model = options(model, arguments, inputs, trust)
 budgets = options(
@@ -127,12 +179,7 @@ widening = options(
     click.option(
         "--max-growth", type=float, help="Most width of a group, as a multiple of its own."
     ),
-    click.option(
-        "--policy",
-        default="auto",
-        show_default=True,
-        help="Axis of attention heads and grouped convolutions that changes; or both.",
-    ),
+    policy,
 )
 
 
@@ -166,9 +213,9 @@ def constraints_of(given: Mapping[str, Any]) -> Constraints | None:
 
 def _by_pattern(texts: Sequence[str], option: str, kind: type) -> Any:
     """One number, or pattern -> number, or ``None`` of no text."""
-    pairs = [(pattern, value) for pattern, _, value in (text.rpartition("=") for text in texts)]
+    given = [(pattern, value) for pattern, _, value in (text.rpartition("=") for text in texts)]
     try:
-        found = {pattern: kind(value) for pattern, value in unique(pairs, option).items()}
+        found = {pattern: kind(value) for pattern, value in _unique(given, option).items()}
     except ValueError as e:
         raise click.UsageError(f"{option}: {e}; write a number, or PATTERN=NUMBER") from e
     if "" in found and len(found) > 1:
@@ -176,24 +223,26 @@ def _by_pattern(texts: Sequence[str], option: str, kind: type) -> Any:
     return found.get("", found or None)
 
 
-def check_free(path: Path | None, *, force: bool, names: Sequence[str] = ()) -> None:
+def check_free(
+    path: Path | None,
+    *,
+    force: bool,
+    names: Sequence[str] = (),
+    remedy: str = "--force replaces it",
+) -> None:
     """Refuse to overwrite a result.
 
     Args:
         path: where a command writes; a file, or with ``names`` a directory.
-        force: overwrite it all the same.
+        force: write all the same.
         names: of the files that make up a result in a directory.
+        remedy: what the user can do.
 
     Raises:
         click.UsageError: something is there.
     """
-    if path is None:
+    if path is None or force:
         return
-    if names and path.exists() and not path.is_dir():
-        raise click.UsageError(f"{path} is a file: name a directory")
-    if not names and path.is_dir():
-        raise click.UsageError(f"{path} is a directory: name a file")
-    there = [path / name for name in names] if names else [path]
-    for one in there:
-        if one.exists() and not force:
-            raise click.UsageError(f"{one} is there already: --force replaces it")
+    for one in [path / name for name in names] or [path]:
+        if one.exists():
+            raise click.UsageError(f"{one} is there already: {remedy}")

@@ -22,14 +22,7 @@ from lwdna.progress import stages
     )
 )
 @click.argument("dna", metavar="DNA")
-@click.option(
-    "--arg",
-    "arguments",
-    multiple=True,
-    type=options.pair,
-    metavar="KEY=VALUE",
-    help="What else the constructor is given: pretrained=true. The DNA has its arguments.",
-)
+@options.arguments
 @options.trust
 @options.budgets
 @click.option(
@@ -40,9 +33,7 @@ from lwdna.progress import stages
     help="The model's own, sliced, or drawn afresh at the new widths.",
 )
 @click.option("--seed", type=int, help="Of the weights; by default the DNA's.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Directory for it."
-)
+@options.output("Directory for it.", required=True)
 @options.force
 def rebuild(
     dna: str,
@@ -56,9 +47,9 @@ def rebuild(
 ) -> Answer:
     """Build a model as its DNA names it, give it the widths, and save it; no data is needed.
 
-    DNA is a dna.json, or a directory that lwdna saved. With a budget (fractions are of the
-    original's cost), all widths are multiplied by one factor first; train such a network from
-    scratch.
+    DNA is a dna.json, or a directory that lwdna saved. It has the arguments of the constructor;
+    --arg adds those that load weights. With a budget (fractions are of the original's cost), all
+    widths are multiplied by one factor first; train such a network from scratch.
     """
     options.check_free(output, force=force, names=options.SAVED)
     import lwdna
@@ -67,13 +58,12 @@ def rebuild(
 
     found, budget = read_dna(dna), options.budget_of(given)
     found = found if seed is None else replace(found, seed=seed)
-    if trust:
-        models.look_here()
+    models.look_here(trust)
     with stages(("re-scale", "build", "rebuild")) as stage:
         stage("re-scale")
         found = found if budget is None else found.at(budget, trust=trust)
         stage("build")
-        model = models.of_dna(found, options.unique(arguments, "--arg"), trust)
+        model = models.of_dna(found, arguments, trust)
         stage("rebuild")
         net = lwdna.rebuild(model, found, weights=weights)
     return saving.saved(net, output)

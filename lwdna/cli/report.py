@@ -28,12 +28,7 @@ from lwdna.cli.command import Answer, command
 )
 @click.option("--images", type=click.Choice(["png", "svg"]), help="Each figure as a file, too.")
 @options.trust
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The page; by default report.html beside the DNA.",
-)
+@options.output("The page; by default report.html beside the DNA.", file=True)
 @options.force
 def report(
     network: str, groups: Any, images: Any, trust: Any, output: Path | None, force: bool

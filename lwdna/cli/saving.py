@@ -51,6 +51,6 @@ def _next(dna: Dna, output: Path | None) -> list[str]:
         f"saved in {output}; it is untrained unless it inherits trained weights. Next:",
         f"  net = lwdna.load({str(output)!r}{given})  # in Python: train it like the original",
         f"  lwdna report {output}",
-        f"  lwdna train {output}/dna.json --data DIR ...  # see `lwdna train --help`",
+        f"  lwdna train {output}/dna.json --data DIR ...{option}  # see `lwdna train --help`",
         f"  lwdna export {output} {output.name}.onnx{option}",
     ]

@@ -46,13 +46,8 @@ from lwdna.cli.command import Answer, command
     metavar="NAME",
     help="What a channel is worth: see `lwdna criteria`.",
 )
-@click.option(
-    "--criterion-arg",
-    "criterion_arguments",
-    multiple=True,
-    type=options.pair,
-    metavar="KEY=VALUE",
-    help="Option of the criterion: normalize=false.",
+@options.pairs(
+    "--criterion-arg", "criterion_arguments", "Option of the criterion: normalize=false."
 )
 @click.option("--batches", type=click.IntRange(1), default=2, show_default=True, help="To score.")
 @click.option(
@@ -69,13 +64,8 @@ from lwdna.cli.command import Answer, command
     "default what suits the network: see lwdna.shrink.",
 )
 @options.seed
-@click.option("--device", help="Where to score, such as cuda:0; by default a GPU if there is one.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Directory for the network: dna.json and model.safetensors.",
-)
+@options.device
+@options.output("Directory for the network: dna.json and model.safetensors.")
 @options.force
 def shrink(
     model: str,
@@ -106,7 +96,7 @@ def shrink(
     options.check_free(output, force=force, names=options.SAVED)
     from lwdna.cli import saving
 
-    net = _shrunk(model, options.unique(arguments, "--arg"), shapes, images, fake_data, given)
+    net = _shrunk(model, arguments, shapes, images, fake_data, given)
     return saving.saved(net, output)
 
 
@@ -123,8 +113,7 @@ def _shrunk(
 
     models.check_constructor(name)
     models.check_device(given["device"])
-    chosen = options.unique(given["criterion_arguments"], "--criterion-arg")
-    criterion = lwdna.get_criterion(given["criterion"], **chosen)
+    criterion = lwdna.get_criterion(given["criterion"], **given["criterion_arguments"])
     if criterion.data and images is None and not fake_data:
         raise click.UsageError(
             f"--criterion {criterion.name} looks at data: pass --images DIR, or --fake-data for a "

@@ -31,13 +31,11 @@ _HEADERS = ("model", "input", "params", "MACs", "params prunable", "MACs prunabl
 @click.option("--names", is_flag=True, help="The names only: nothing is built.")
 @click.option("--sort", type=click.Choice(_SORTS), default="name", show_default=True)
 @options.inputs
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File of JSON lines, one for each model as it is done. What is in it is not done again.",
+@options.output(
+    "File of JSON lines, one for each model as it is done. What is in it is not done again.",
+    file=True,
 )
-@click.option("--force", is_flag=True, help="Begin the file anew.")
+@options.force
 def zoo(
     patterns: tuple[str, ...],
     names: bool,

@@ -123,11 +123,6 @@ def device_name(fabric: Fabric) -> str:
     return f"cuda: {torch.cuda.get_device_name(fabric.device)}" if kind == "cuda" else kind
 
 
-def is_first_process() -> bool:
-    """Whether this is the only process of a run, or the first one."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
 def leave() -> None:
     """Leave the other processes of a run, if there are any."""
     if torch.distributed.is_initialized():

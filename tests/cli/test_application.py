@@ -11,11 +11,12 @@ import tomllib
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import lwdna
 from benchmarks import cli_page
@@ -37,9 +38,10 @@ def command_of(name: str) -> click.Command:
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """The words of each command line of a shell script."""
+    """The words of each command line of a shell script; what torchrun starts, without torchrun."""
     for line in text.replace("\\\n", " ").splitlines():
-        yield shlex.split(line.partition(" || ")[0], comments=True)
+        words = shlex.split(line.partition(" || ")[0], comments=True)
+        yield words[words.index("-m") + 1 :] if words[0] == "torchrun" else words
 
 
 def check_line(words: list[str]) -> None:
@@ -59,14 +61,14 @@ def test_the_help_of_every_command(name: str) -> None:
     """It has examples, which are command lines."""
     said = run(name, "--help").stdout
     assert "--json" in said
-    lines = re.findall(r"^  (lwdna (?:.*\\\n)*.*)", said, flags=re.MULTILINE)
+    lines = re.findall(r"^  ((?:torchrun .* -m )?lwdna (?:.*\\\n)*.*)", said, flags=re.MULTILINE)
     examples = [words for line in lines for words in command_lines(line)]
     assert any(words[1] == name for words in examples)
     for words in examples:
         check_line(words)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", *GUIDES])
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/training.md", *GUIDES])
 def test_the_command_lines_of_the_pages(page: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     lines = [words for block in blocks for words in command_lines(block)]
@@ -85,16 +87,10 @@ def test_the_help_names_all_commands_and_exit_codes() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    ours = [
-        name
-        for commands in COMMANDS.values()
-        for name, (place, _) in commands.items()
-        if place.startswith("lwdna.cli.")
-    ]
     code = (
         "import sys\n"
         "from lwdna.cli import main\n"
-        f"for line in [['--help'], ['--version'], *([name, '--help'] for name in {ours!r})]:\n"
+        f"for line in [['--help'], ['--version'], *([name, '--help'] for name in {NAMES!r})]:\n"
         "    main(line, standalone_mode=False)\n"
         "assert not {'torch', 'timm', 'numpy', 'lwdna._public'} & set(sys.modules)\n"
     )
@@ -176,15 +172,42 @@ def test_exit_codes(
     result = run("criteria", "--json", code=code)
     assert said in result.stderr
     assert ("Traceback" in result.stderr) == (code == 4)
-    if code == 3 and body is out_of_reach:
-        error = json.loads(result.stdout)["error"]
-        assert error == {
-            "type": "BudgetError",
-            "message": "too low",
-            "attainable": {"macs": [5, 9]},
-        }
-    elif code != 3:
+    if code != 3:
         assert not result.stdout
+        return
+    error = json.loads(result.stdout)["error"]
+    assert error.pop("message") in result.stderr
+    reach = {"type": "BudgetError", "attainable": {"macs": [5, 9]}}
+    kinds = {out_of_reach: reach, full: {"type": "OSError"}, extra: {"type": "ImportError"}}
+    assert error == kinds[body]
+
+
+def answering(
+    body: Callable[[], Answer], monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> Callable[..., Result]:
+    """Runs a command that does this."""
+    made = command(examples=(), **settings)(body)
+    monkeypatch.setattr("lwdna.cli.criteria.criteria", made)
+    return lambda *options, code=0: run("criteria", *options, code=code)
+
+
+@pytest.mark.parametrize(
+    ("rank", "shared", "answers"), [("0", True, True), ("1", True, False), ("1", False, True)]
+)
+def test_of_several_processes_the_first_one_answers(
+    rank: str, shared: bool, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    no = answering(lambda: Answer({"a": 1}, "text", yes=False), monkeypatch, shared=shared)
+    assert [bool(no(*o, code=1).stdout) for o in ((), ("--json",))] == [answers] * 2
+    refused = answering(out_of_reach, monkeypatch, shared=shared)("--json", code=3)
+    assert bool(refused.stdout) == answers and "too low" in refused.stderr
+
+
+def test_numbers_that_json_has_not_are_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"a": float("nan"), "b": [float("-inf"), 0.5]}
+    said = answering(lambda: Answer(figures, ""), monkeypatch)("--json").stdout
+    assert json.loads(said, parse_constant=pytest.fail) == {"a": None, "b": [None, 0.5]}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_questions_about_a_saved_network(folder: Path) -> None:
 def test_a_file_cannot_name_the_code_that_runs(folder: Path) -> None:
     error = answer("cost", folder, code=3)["error"]
     assert error["type"] == "SourceError" and "tests.factories" in error["message"]
-    assert "built already" in run("cost", folder, *TRUST, "--arg", "width=3", code=2).stderr
+    assert "says already how" in run("cost", folder, *TRUST, "--arg", "width=3", code=2).stderr
 
 
 def test_diff_is_like_diff(folder: Path, tmp_path: Path) -> None:
