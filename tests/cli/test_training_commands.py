@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import lwdna
 from lwdna.training import (
@@ -98,25 +99,21 @@ def test_widths_are_trained_from_fresh_weights_and_networks_go_on(
     assert "test/top1" in text and "name a directory" in text and "train/loss" in text
 
 
-def test_further_test_sets_are_named(tmp_path: Path) -> None:
-    from PIL import Image
-
+def test_a_factory_in_the_current_directory_and_further_test_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("1e3", "b"):
         (tmp_path / name).mkdir()
         Image.effect_noise((32, 32), 50).save(tmp_path / name / "0.png")
-    (tmp_path / "upscaler.py").write_text(
-        "import torch\n\n\ndef build():\n"
-        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 48, 3, padding=1), "
-        "torch.nn.PixelShuffle(4))\n"
-    )
-    line = ("eval", "upscaler:build", "--preset", "sr-x4-edsr", "--data", "fake:1", *FAKE[2:],
-            "--set", "patches.size=16", "--test", "one=1e3", "--test", "two=b")  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    code = "from lwdna.cli import main; main()"  # as the installed program: no path to here
-    done = subprocess.run([sys.executable, "-P", "-c", code, *line, "--json"], cwd=tmp_path,
-                          env=environment, capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    text = "import torch\n\n\ndef build():\n    conv = torch.nn.Conv2d(3, 48, 3, padding=1)\n"
+    text += "    return torch.nn.Sequential(conv, torch.nn.PixelShuffle(4))\n"
+    (tmp_path / "upscaler_of_a_test.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    # As of the installed program, which does not look for modules where it is started.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    preset = ("--preset", "sr-x4-edsr", "--set", "patches.size=16", "--data", "fake:1")
+    line = ("eval", "upscaler_of_a_test:build", *preset, *FAKE[2:])
+    found = answer(*line, "--test", "one=1e3", "--test", "two=b")
     assert {"one", "two"} < found.keys() and found["one"].keys() == {"psnr", "ssim"}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import lwdna
+from lwdna.fx_passes.module import meta_twin
 from lwdna.fx_passes.reinitialise import reinitialise
 from lwdna.fx_passes.verify import measured_cost
 from tests.factories import hard, plain
@@ -25,7 +26,7 @@ def parts(model: nn.Module) -> tuple[nn.Module, lwdna.ChannelGraph]:
 @pytest.mark.parametrize("make", [plain, hard])
 def test_structure_needs_no_values(make: Callable[[], nn.Module]) -> None:
     """Sizes and costs are those of the network with values."""
-    real, blank = parts(make()), parts(make().to("meta"))
+    real, blank = parts(make()), parts(meta_twin(make()))
     wide, wide_graph = lwdna.widen(*blank, 1.5)
     expected, expected_graph = lwdna.widen(*real, 1.5)
     assert shapes(wide) == shapes(expected) and wide_graph.cost() == expected_graph.cost()
@@ -39,7 +40,7 @@ def test_structure_needs_no_values(make: Callable[[], nn.Module]) -> None:
     assert measured_cost(small, X[:1]) == measured_cost(
         lwdna.shrink_graph(expected, expected_graph, copies), X[:1]
     )
-    model = make().to("meta")
+    model = meta_twin(make())
     assert str(lwdna.explain(model, X)) == str(lwdna.explain(make(), X))
     assert lwdna.attainable(model, example_inputs=X) == lwdna.attainable(make(), example_inputs=X)
 
