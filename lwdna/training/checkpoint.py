@@ -71,11 +71,20 @@ def read(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
         raise TrainingError(f"{path} is damaged: {type(e).__name__}: {e}") from e
     if not isinstance(state, dict) or set(state) != _FIELDS or state["format"] != FORMAT:
         raise TrainingError(f"{path} is no checkpoint of this version of lwdna")
-    then = state["run"]
-    differ = [key for key in sorted(run) if run[key] != then.get(key)]
+    then, now = _flat(state["run"]), _flat(run)
+    differ = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     if differ:
-        said = "; ".join(f"{key} was {then.get(key)!r:.60}, is {run[key]!r:.60}" for key in differ)
+        said = "; ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differ)
         raise TrainingError(
             f"{path} is of another run: {said}. Resume with the same, or write to another directory"
         )
     return dict(state)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the names that :meth:`Protocol.but` has for them: ``images.size``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
