@@ -36,8 +36,8 @@ def verdict(bars: Bars) -> int:
 
 
 #: The allocator keeps what it has, and in large pages. Otherwise the pages of large tensors are
-#: taken anew in every pass, or not, as the heap happens to lie: a quarter of a network's time, and
-#: different from run to run. Source: PyTorch, "Performance Tuning Guide" (memory allocator), and
+#: taken anew in every pass, or not, as the heap happens to lie, and a network's time differs from
+#: process to process. Source: PyTorch, "Performance Tuning Guide" (memory allocator), and
 #: "Threading environment variables" (THP_MEM_ALLOC_ENABLE); GNU C Library manual, "Tunable
 #: Parameters" of malloc.
 STEADY_MEMORY = {
