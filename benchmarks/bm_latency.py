@@ -4,9 +4,9 @@
 
 For every network: a table of its operators is measured, the network is shrunk to each share of its
 latency and of its MACs by random saliencies, and every result is timed in turn with the baseline.
-`error` is predicted over measured share of the baseline's seconds, minus one; `drift` is that of
-the baseline's own seconds, which the table's factor was fixed at minutes before. Exit code 1 if a
-bar is missed.
+`error` is predicted over measured share of the baseline's seconds, minus one; `drift` compares the
+baseline's own seconds as the table has them, measured minutes before, with those measured now. Exit
+code 1 if a bar is missed.
 """
 
 from __future__ import annotations

@@ -131,6 +131,6 @@ def peak_memory(step: Callable[[], object], above: float | None = None) -> float
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before = _resident()[0] if above is None else above
+    before = resident_mb() if above is None else above
     step()
     return _resident()[1] - before

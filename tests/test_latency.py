@@ -232,8 +232,16 @@ def test_configurations_are_near_the_given_widths(
         drawn.append([int(copies[g.units].sum()) / g.width for g in graph.groups if g.prunable])
         return gm
 
+    said: list[tuple[int, str]] = []
+
+    def bar(widths: list[Copies], *, desc: str, **_: object) -> list[Copies]:
+        said.append((len(widths), desc))
+        return widths
+
     monkeypatch.setattr("lwdna.latency.measure.resize", resized)
+    monkeypatch.setattr("lwdna.latency.measure.tqdm", bar)  # minutes pass on a real network
     lwdna.measure_latency(model, images(), widen=4.0, configurations=8, repeats=1, divisor=1)
+    assert said == [(8, "measuring")]
     assert set(drawn[0]) == {1.0} and len(drawn) == 8
     assert max(drawn[1]) < 0.25
     assert min(map(min, drawn)) > 0.15 and 1.3 < max(map(max, drawn)) <= 1.55

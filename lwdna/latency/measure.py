@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.fx
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lwdna.channels import Policy
 from lwdna.dna import versions
@@ -102,7 +103,8 @@ def measure_latency(
         time_network(gm, arguments, _WARM_UP)
         runs: list[_Run] = []
         found: list[dict[str, Amounts]] = []
-        for copies in drawn.configurations(configurations):
+        widths = drawn.configurations(configurations)
+        for copies in tqdm(widths, desc="measuring", delay=1, disable=None, leave=False):
             small = resize(gm, graph, copies, seed=seed)
             runs.append(_run(gm, small, arguments, repeats))
             found.append({name: amounts(size, copies) for name, size in sizes.items()})
