@@ -22,10 +22,6 @@ $(READY): pyproject.toml
 	$(PIP) --editable '.[dev,demo,train]'
 	@touch $@
 
-$(READY)-bench: $(READY)
-	$(PIP) --editable '.[bench]'
-	@touch $@
-
 demo: $(READY)  ## The main job: widen, score and shrink a network, and show the result
 	$(BIN)/python -m benchmarks.demo
 
@@ -50,7 +46,7 @@ check: lint types test  ## Everything that has to pass before a commit
 docs: $(READY)  ## The documentation as a site, out/site/index.html; warnings are errors
 	$(BIN)/python -m mkdocs build --strict
 
-bench: $(READY)-bench  ## Speed and memory against a peer and floors; then the tables and plots
+bench: $(READY)  ## Speed and memory against a peer and floors; then the tables and plots
 	-$(BIN)/python -m benchmarks.bm_compile
 	-$(BIN)/python -m benchmarks.bm_scaling
 	-$(BIN)/python -m benchmarks.bm_scoring
@@ -61,7 +57,7 @@ bench: $(READY)-bench  ## Speed and memory against a peer and floors; then the t
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.report
 
-zoo: $(READY)-bench  ## Every model of timm and torchvision; goes on where it stopped
+zoo: $(READY)  ## Every model of timm and torchvision; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.plots --only zoo
 	$(BIN)/python -m benchmarks.zoo.report
