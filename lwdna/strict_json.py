@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from math import isfinite
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -107,8 +108,8 @@ def with_defaults(kind: Any, value: Any) -> Any:
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if isinstance(value, Mapping):
         for one in kinds:
-            if is_dataclass(one):
-                hints = get_type_hints(one)
+            if isinstance(one, type) and is_dataclass(one):
+                hints = _hints(one)
                 given = {key: with_defaults(hints.get(key), entry) for key, entry in value.items()}
                 return _defaults(one) | given
     if isinstance(value, list):
@@ -116,6 +117,11 @@ def with_defaults(kind: Any, value: Any) -> Any:
             if get_origin(one) is tuple and get_args(one)[1:] == (...,):
                 return [with_defaults(get_args(one)[0], entry) for entry in value]
     return value
+
+
+@cache  # annotations are text, which is compiled and evaluated each time
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def _first_that_fits(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _dataclass(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     names = [field.name for field in fields(kind)]
     differ = sorted(set(names) ^ value.keys())
     if differ:

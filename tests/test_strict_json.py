@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import lwdna
+from lwdna import strict_json
 from lwdna.strict_json import build, digest, parse, with_defaults
 
 values = st.recursive(
@@ -77,6 +78,21 @@ def test_no_text_does_anything_but_parse(text: str) -> None:
             parse(text, "it")
     else:
         assert parse(text, "it") == expected
+
+
+def test_the_types_of_a_class_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[type] = []
+
+    def noting(kind: type) -> dict[str, Any]:
+        asked.append(kind)
+        return get_type_hints(kind)
+
+    strict_json._hints.cache_clear()
+    monkeypatch.setattr(strict_json, "get_type_hints", noting)
+    entry = {"pair": [1, "a"], "many": []}
+    build(tuple[Inner, ...], [entry] * 3, "it")
+    build(tuple[Inner, ...], with_defaults(tuple[Inner, ...], [entry]), "it")
+    assert asked == [Inner]
 
 
 def test_a_literal_is_one_of_its_values() -> None:
