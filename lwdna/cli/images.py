@@ -108,8 +108,9 @@ def _check_network(net: nn.Module, size: tuple[int, ...], classes: Sequence[str]
         )
     if len(classes) < out.shape[1]:
         click.echo(
-            f"Warning: {len(classes)} class folders, and the network has {out.shape[1]} classes; "
-            f"for a network of these classes alone, pass --arg num_classes={len(classes)}",
+            f"Warning: {len(classes)} class folders, and the network has {out.shape[1]} classes: "
+            "`lwdna train` refuses it on these images; for a network that it trains, pass "
+            f"--arg num_classes={len(classes)}",
             err=True,
         )
 

@@ -181,6 +181,7 @@ def test_too_few_images_make_smaller_batches(photos: Path) -> None:
     result = run(*LINE, "--images", photos, "--batch-size", 50)
     assert "has 12 images: batches of 6" in result.stderr
     assert "3 class folders, and the network has 5 classes" in result.stderr
+    assert "train` refuses it" in result.stderr and "--arg num_classes=3" in result.stderr
 
 
 def test_a_data_set_is_scored_on_its_training_part(photos: Path, tmp_path: Path) -> None:
