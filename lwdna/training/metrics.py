@@ -118,6 +118,8 @@ def measured(
         TrainingError: outputs do not fit, or a metric is not finite.
     """
     means: dict[str, MeanMetric] = {}
+    # MeanMetric leaves out what is not a number, unless it is told what that counts as: itself.
+    nan = float("nan")
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -126,7 +128,7 @@ def measured(
                 x, y = place(inputs), place(targets)
                 found = _of_batch(network, x, y, protocol, classes)
                 for name, value in found.items():
-                    means.setdefault(name, MeanMetric().to(value.device)).update(value, len(x))
+                    means.setdefault(name, MeanMetric(nan).to(value.device)).update(value, len(x))
     finally:
         for module, training in modes:
             module.training = training

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 
 import lightning_fabric
@@ -37,6 +38,9 @@ class Result:
         device: its type, and its name if it is a GPU.
         processes: how many there were.
         versions: of Python and the packages.
+
+    Raises:
+        TrainingError: a metric that is not finite, which JSON does not have.
     """
 
     protocol: Protocol
@@ -50,6 +54,12 @@ class Result:
     device: str
     processes: int
     versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for epoch, metrics in enumerate(self.epochs):
+            for name, value in metrics.items():
+                if not isfinite(value):
+                    raise TrainingError(f"{name} of epoch {epoch} is {value}: it has diverged")
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -305,6 +305,34 @@ class Pair(nn.Module):
         return y, y
 
 
+class LateNan(Plain):
+    """Finite outputs for the first batch alone."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x) + (float("nan") if self.calls > 1 else 0.0)
+
+
+def test_no_metric_is_the_mean_of_what_is_finite() -> None:
+    with pytest.raises(lwdna.TrainingError, match="loss of a test set is nan"):
+        evaluate(LateNan(), protocol(), labelled(), machine=CPU)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_result_that_could_not_be_read_back_is_none(value: float) -> None:
+    result = fit(
+        seeded(Plain),
+        protocol("epochs=1", "milestones=[]", "schedule=constant"),
+        labelled(),
+        machine=CPU,
+    )
+    epochs = (*result.epochs, {**result.metrics, "test/top1": value})
+    with pytest.raises(lwdna.TrainingError, match=f"test/top1 of epoch 1 is {value}"):
+        replace(result, epochs=epochs)
+
+
 def test_measuring_leaves_every_modules_mode() -> None:
     net = seeded(Normed)
     net.drop.eval()
