@@ -101,14 +101,19 @@ def saved(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
     return load(path, trust=trust)
 
 
-def check_built(name: str, arguments: dict[str, Any]) -> None:
+def check_built(name: str, arguments: dict[str, Any], option: str = "--arg") -> None:
     """Refuse arguments of a constructor for what has its own.
+
+    Args:
+        name: of the network.
+        arguments: that were given.
+        option: by which.
 
     Raises:
         click.UsageError: there are some.
     """
     if arguments:
-        raise click.UsageError(f"--arg: {name} says already how its network is built")
+        raise click.UsageError(f"{option}: {name} says already how its network is built")
 
 
 def check_constructor(name: str) -> None:

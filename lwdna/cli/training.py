@@ -71,6 +71,8 @@ _of_run = options.options(
         "lwdna train r50/dna.json --data imagenet --preset imagenet-resnet50 -o small --resume",
         "lwdna train mobile/dna.json --data tiny --preset tiny-imagenet-mobilenet \\",
         "    --teacher baseline -o taught",
+        "lwdna train timm:resnet18 --data tiny --preset tiny-imagenet-mobilenet -o taught \\",
+        "    --arg num_classes=200 --teacher my_models:teacher --teacher-arg width=2",
         "torchrun --nproc-per-node=4 -m lwdna train timm:resnet50 --data imagenet \\",
         "    --preset imagenet-resnet50 --workers 8 -o baseline",
     ),
@@ -84,6 +86,9 @@ _of_run = options.options(
     "--teacher",
     metavar="NETWORK",
     help="For a protocol with distillation; as NETWORK, often a run.",
+)
+@options.pairs(
+    "--teacher-arg", "teacher_arguments", "--arg of the teacher. Repeat it for more."
 )
 @click.option(
     "--log",
@@ -108,6 +113,7 @@ def train(
     resume: bool,
     seed: int,
     teacher: str | None,
+    teacher_arguments: Any,
     loggers: Any,
     test_every: int,
     **given: Any,
@@ -123,11 +129,15 @@ def train(
     stopped, by Ctrl-C or a crash, goes on with --resume, and comes to the same weights.
     """
     _check_output(output, resume=resume, loggers=loggers)
+    if teacher is None and teacher_arguments:
+        raise click.UsageError("--teacher-arg: name the network by --teacher")
     from lwdna.training import fit
 
     protocol, machine = _protocol(network, given), _machine(given, compiled)
     model = _opened(network, arguments, given["trust"], seed)
-    taught = None if teacher is None else _opened(teacher, {}, given["trust"])
+    taught = None
+    if teacher is not None:
+        taught = _opened(teacher, teacher_arguments, given["trust"], option="--teacher-arg")
     result = fit(
         model,
         protocol,
@@ -241,12 +251,14 @@ def _machine(given: Mapping[str, Any], compiled: bool = False) -> Any:
     )
 
 
-def _opened(name: str, arguments: dict[str, Any], trust: Any, seed: int = 0) -> Any:
+def _opened(
+    name: str, arguments: dict[str, Any], trust: Any, seed: int = 0, option: str = "--arg"
+) -> Any:
     from lwdna.cli import models
     from lwdna.training import open_network
 
     if Path(name).exists():
-        models.check_built(name, arguments)
+        models.check_built(name, arguments, option)
         models.look_here(trust)
     else:
         models.check_constructor(name)

@@ -125,6 +125,11 @@ def test_a_teacher(trained: tuple[Path, Any]) -> None:
     plain = answer("train", *NETWORK, *SHORT)
     assert taught["batches"] == plain["batches"]
     assert taught["epochs"][0]["train/loss"] != plain["epochs"][0]["train/loss"]
+    named = (*kd, "--teacher", "timm:test_resnet", "--teacher-arg")
+    again = answer("train", *NETWORK, *SHORT, *named, "num_classes=10")
+    assert again["batches"] == plain["batches"]
+    error = answer("train", *NETWORK, *SHORT, *named, "num_classes=3", code=3)["error"]
+    assert "the teacher's outputs are" in error["message"]
 
 
 PRESET = ("--preset", "cifar-resnet56")
@@ -147,6 +152,11 @@ PRESET = ("--preset", "cifar-resnet56")
         ((*NETWORK, *PRESET, "--workers", "-1"), "--workers"),
         ((*NETWORK, *PRESET, "--device", "toaster"), "--device toaster"),
         ((*NETWORK, *PRESET, "--device", "cuda:99"), "--device cuda:99: PyTorch finds"),
+        ((*NETWORK, *PRESET, "--teacher-arg", "a=1"), "--teacher-arg: name the network"),
+        (
+            (*NETWORK, *PRESET, "--teacher", "tests", "--teacher-arg", "a=1"),
+            "--teacher-arg: tests says already how",
+        ),
         (("resnet18", *PRESET), "names no model"),
         (("tests", *PRESET, "--arg", "a=1"), "says already how"),
     ],
