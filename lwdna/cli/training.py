@@ -87,9 +87,7 @@ _of_run = options.options(
     metavar="NETWORK",
     help="For a protocol with distillation; as NETWORK, often a run.",
 )
-@options.pairs(
-    "--teacher-arg", "teacher_arguments", "--arg of the teacher. Repeat it for more."
-)
+@options.pairs("--teacher-arg", "teacher_arguments", "--arg of the teacher. Repeat it for more.")
 @click.option(
     "--log",
     "loggers",
@@ -141,7 +139,7 @@ def train(
     result = fit(
         model,
         protocol,
-        _data(data, protocol, given),
+        _data(data, protocol, machine, given),
         seed=seed,
         output=output,
         resume=resume,
@@ -175,7 +173,7 @@ def evaluate(network: str, arguments: Any, data: str, **given: Any) -> Answer:
 
     protocol, machine = _protocol(network, given), _machine(given)
     model = _opened(network, arguments, given["trust"])
-    found = measure(model, protocol, _data(data, protocol, given), machine=machine)
+    found = measure(model, protocol, _data(data, protocol, machine, given), machine=machine)
     flat = {f"{test}/{name}": v for test, row in found.items() for name, v in row.items()}
     return Answer(found, _table(flat))
 
@@ -266,10 +264,11 @@ def _opened(
     return open_network(name, arguments, seed=seed, trust=trust)
 
 
-def _data(name: str, protocol: Any, given: Mapping[str, Any]) -> Any:
+def _data(name: str, protocol: Any, machine: Any, given: Mapping[str, Any]) -> Any:
     from lwdna.training import open_data
 
-    return open_data(name, protocol, tests=given["tests"], download=given["download"])
+    tests, download = given["tests"], given["download"]
+    return open_data(name, protocol, tests=tests, download=download, machine=machine)
 
 
 def _table(metrics: Mapping[str, float]) -> str:

@@ -86,6 +86,21 @@ def launch(machine: Machine, protocol: Protocol, loggers: list[Any] | None = Non
 
 
 @contextmanager
+def one_first(machine: Machine, protocol: Protocol) -> Iterator[None]:
+    """What is inside is done by the first process of each machine, and then by the others.
+
+    Args:
+        machine: what to compute on.
+        protocol: see :func:`launch`.
+
+    Raises:
+        TrainingError: see :func:`launch`.
+    """
+    with launch(machine, protocol).rank_zero_first(local=True):
+        yield
+
+
+@contextmanager
 def threads(machine: Machine) -> Iterator[None]:
     """The machine's number of CPU threads, put back in the end."""
     before = torch.get_num_threads()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from lwdna.errors import TrainingError
 from lwdna.training.data import Data, LabelledImages, Pictures, Source, TensorImages
+from lwdna.training.machine import Machine, one_first
 from lwdna.training.protocol import Protocol
 
 _TEST_FOLDERS = ("val", "validation", "test")
@@ -27,6 +29,7 @@ def open_data(
     *,
     tests: Mapping[str, str] | None = None,
     download: bool = False,
+    machine: Machine | None = None,
 ) -> Data:
     """The data of a run, by name.
 
@@ -39,24 +42,17 @@ def open_data(
             noise, to try a command.
         protocol: tells the task.
         tests: name -> folder with further test sets: pictures, or a folder per class.
-        download: let torchvision and ``datasets`` fetch what is not there.
+        download: let torchvision and ``datasets`` fetch what is not there. Under torchrun the first
+            process of each machine does it, and the others wait.
+        machine: what the run computes on, for ``download`` under torchrun.
 
     Raises:
         TrainingError: there is no such data, it does not fit the task, or a package is missing.
     """
-    kind, colon, where = spec.partition(":")
     pictures = protocol.patches is not None
+    with one_first(machine or Machine(), protocol) if download else nullcontext():
+        opened = _named(spec, protocol, download)
     further = dict(tests or {})
-    if kind == "fake" and not Path(spec).exists():
-        opened = _fake(protocol, int(where) if where.isdecimal() else None)
-    elif colon and kind in _SMALL and not pictures:
-        opened = _small(kind, where, download)
-    elif colon and kind == "hfds" and not pictures:
-        opened = _hugging_face(where, download)
-    elif Path(spec).is_dir():
-        opened = _pictures(Path(spec), protocol) if pictures else _folder(Path(spec))
-    else:
-        raise TrainingError(f"data {spec!r} for {protocol.task}: name {_FORMS}")
     for name, folder in further.items():
         if not Path(folder).is_dir():
             raise TrainingError(f"test set {name!r}: {folder} is no folder")
@@ -67,6 +63,20 @@ def open_data(
     for name, source in found.items():
         _check_classes(opened.train, source, name)
     return Data(opened.name, opened.train, {**opened.tests, **found}, opened.classes)
+
+
+def _named(spec: str, protocol: Protocol, download: bool) -> Data:
+    kind, colon, where = spec.partition(":")
+    pictures = protocol.patches is not None
+    if kind == "fake" and not Path(spec).exists():
+        return _fake(protocol, int(where) if where.isdecimal() else None)
+    if colon and kind in _SMALL and not pictures:
+        return _small(kind, where, download)
+    if colon and kind == "hfds" and not pictures:
+        return _hugging_face(where, download)
+    if Path(spec).is_dir():
+        return _pictures(Path(spec), protocol) if pictures else _folder(Path(spec))
+    raise TrainingError(f"data {spec!r} for {protocol.task}: name {_FORMS}")
 
 
 def _small(kind: str, root: str, download: bool) -> Data:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,15 +196,19 @@ def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (opened, {"seed": 7, **trust}), ((".", {}), {"seed": 0, **trust}),
         (opened, {"seed": 0, **trust}),
     ]  # fmt: skip
-    assert calls["open_data"] == 2 * [(("d", protocol), {"tests": {"a": "b"}, "download": True})]
+    plain = Machine("cpu", 2, 3, channels_last=True)
+    compiled = replace(plain, compile=True)
+    asked = {"tests": {"a": "b"}, "download": True}
+    assert calls["open_data"] == [
+        (("d", protocol), {**asked, "machine": machine}) for machine in (compiled, plain)
+    ]
     ((fitted, named),) = calls["fit"]
     assert fitted == ("open_network", protocol, "open_data")
     assert named == {
         "seed": 7, "output": tmp_path, "resume": True, "teacher": "open_network",
-        "machine": Machine("cpu", 2, 3, channels_last=True, compile=True),
+        "machine": compiled,
         "loggers": ("tensorboard", "csv"), "test_every": 5,
     }  # fmt: skip
-    plain = Machine("cpu", 2, 3, channels_last=True)
     assert calls["evaluate"] == [(fitted, {"machine": plain})]
 
 

@@ -25,6 +25,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "fetched").read_text() == "0 True\n0 False\n", "the first process fetches"
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     (tmp_path / "alone").mkdir()
     alone = results(tmp_path / "alone")
