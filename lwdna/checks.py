@@ -31,7 +31,6 @@ def check_model(model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     if not parameters:
         raise UnsupportedModelError(f"{type(model).__name__} has no parameters to shrink")
-    devices: dict[torch.device, str] = {}
     for name, p in parameters.items():
         check_initialised(name, p)
         if p.dtype in (torch.float16, torch.bfloat16):
@@ -39,11 +38,11 @@ def check_model(model: nn.Module) -> None:
                 f"parameter {name!r} is {p.dtype}: gradients in half precision do not score "
                 "channels; call model.float(), shrink, then cast the result back"
             )
-        devices.setdefault(p.device, name)
+    check_values(model, "shrinking")  # before devices: meta is none that a model can be moved from
+    devices = {p.device: name for name, p in reversed(parameters.items())}
     if len(devices) > 1:
         where = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
         raise UnsupportedModelError(f"the model lies on several devices ({where}): move it to one")
-    check_values(model, "shrinking")
 
 
 _WRAPPERS = (

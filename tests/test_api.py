@@ -236,10 +236,18 @@ class OnValues(nn.Module):
         return y.mean((2, 3))
 
 
+class Elsewhere(nn.Parameter):
+    """Says that it is on a GPU, wherever the tests run."""
+
+    device = property(lambda self: torch.device("cuda:1"))  # type: ignore[assignment]
+
+
 class TwoDevices(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, second: str = "cpu") -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 10, device="meta")
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 10, device=second)
+        if second == "cpu":
+            self.b.weight = Elsewhere(self.b.weight.data)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x))
@@ -307,7 +315,18 @@ BAD = {
         lwdna.ScoringError,
         "scalar",
     ),
-    "two devices": (TwoDevices, {}, lwdna.UnsupportedModelError, "several devices"),
+    "two devices": (
+        TwoDevices,
+        {},
+        lwdna.UnsupportedModelError,
+        r"several devices \('a.weight' on cpu, 'b.weight' on cuda:1\): move it to one",
+    ),
+    "partly on the meta device": (
+        lambda: TwoDevices("meta"),
+        {},
+        lwdna.UnsupportedModelError,
+        r"'b.weight' is on the meta device, .*to_empty\(device=\.\.\.\) and load a state_dict",
+    ),
     "lazy modules": (
         lambda: nn.Sequential(nn.LazyConv2d(8, 3), nn.Flatten(), nn.LazyLinear(10)),
         {},
@@ -350,7 +369,7 @@ def test_bad_input_is_refused_by_its_own_error_and_changes_nothing(case: str) ->
     if (
         isinstance(model, nn.Module)
         and not any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters())
-        and case not in ("two devices", "meta device")
+        and case not in ("two devices", "meta device", "partly on the meta device")
     ):
         with verify.untouched(model):
             attempt()
