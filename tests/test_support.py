@@ -304,14 +304,37 @@ def test_the_code_of_the_documentation_runs() -> None:
     assert small(names["images"]).shape == (2, 64)
 
 
+def test_what_one_mode_alone_changes_in_place_is_called_in_a_module_of_its_own() -> None:
+    class Doubling(nn.Module):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.layers(h.mul_(2) if self.training else h)
+
+    layered = Doubling(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    assert prunable(Between(lambda self, h: self.doubling(h), doubling=layered)) == set()
+    model = Between(lambda self, h: self.doubling(h), doubling=Doubling())
+    gm = lwdna.capture(model, X)
+    assert any(node.target == "doubling" for node in gm.graph.nodes)
+    for training in (True, False):
+        assert torch.equal(gm.train(training)(X), model.train(training)(X))
+    assert prunable(model) == {"a"}
+
+
 @pytest.mark.parametrize(
     ("f", "message"),
     [
         (lambda self, h: h if h.sum() > 0 else -h, "of a tensor's values decides the control flow"),
         (lambda self, h: h * h.sum().item(), "cannot be evaluated on meta tensors at"),
         (lambda self, h: torch.vmap(torch.sin)(h), "cannot be traced"),
+        (
+            lambda self, h: h.mul_(2) if self.training else h,
+            "has a different structure in training and in evaluation",
+        ),
     ],
-    ids=["if", "item", "vmap"],
+    ids=["if", "item", "vmap", "in place in training"],
 )
 def test_refusals_read_as_documented(f: Any, message: str) -> None:
     with pytest.raises(lwdna.CaptureError, match=message):
