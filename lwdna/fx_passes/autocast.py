@@ -2,17 +2,20 @@
 
 A graph has no ``with``. Where the model enters and leaves such a region, the graph calls
 :func:`enter_autocast` and :func:`exit_autocast`, as exported graphs do; the generated code calls
-the second whatever is raised between the two (:mod:`lwdna.fx_passes.codegen`).
+the second whatever is raised between the two (:mod:`lwdna.fx_passes.codegen`), and so does what
+runs a graph node by node (:class:`lwdna.fx_passes.interpreter.NodeRunner`).
 
 Source: torch.amp.autocast_mode (https://docs.pytorch.org/docs/stable/amp.html).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.fx import Node
 from torch.fx.node import has_side_effect
 
 if TYPE_CHECKING:
@@ -43,6 +46,17 @@ def exit_autocast(region: AbstractContextManager[Any]) -> None:
     """Leave a region that was entered."""
     leave: Any = torch.amp.autocast_mode._exit_autocast
     leave(region)
+
+
+def leave_open(values: Mapping[Node, Any]) -> None:
+    """Leave the regions that a run of a graph has entered and not left, the innermost first.
+
+    Args:
+        values: of the nodes that have run, in that order.
+    """
+    for node in reversed(list(values)):
+        if node.target is enter_autocast and not any(user in values for user in node.users):
+            exit_autocast(values[node])
 
 
 SWITCHES = (enter_autocast, exit_autocast)

@@ -8,6 +8,8 @@ import torch.fx
 from torch import nn
 from torch.fx import Graph, Node
 
+from lwdna.fx_passes.autocast import leave_open
+
 
 class NodeRunner(torch.fx.Interpreter):
     """``torch.fx.Interpreter`` without what it does for tracing, and with modules looked up once.
@@ -21,6 +23,18 @@ class NodeRunner(torch.fx.Interpreter):
     def __init__(self, root: nn.Module, graph: Graph, *, free: bool = True) -> None:
         super().__init__(root, garbage_collect_values=free, graph=graph)
         self._submodules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
+
+    def run(self, *args: Any) -> Any:  # type: ignore[override]
+        """What the graph returns; what is raised leaves no region of mixed precision open."""
+        try:
+            return self.run_nodes(*args)
+        except BaseException:
+            leave_open(self.env)
+            raise
+
+    def run_nodes(self, *args: Any) -> Any:
+        """What the graph returns."""
+        return super().run(*args)
 
     def run_node(self, n: Node) -> Any:
         """What a node returns."""

@@ -196,7 +196,7 @@ class _LiteralRepair(NodeRunner):
         super().__init__(twin, code, free=False)
         self.channels, self.copies = graph, copies
 
-    def run(self, *args: Any) -> Any:  # type: ignore[override]
+    def run_nodes(self, *args: Any) -> None:
         """Run and repair; the graph may lose and gain nodes on the way."""
         self.args_iter = iter(args)
         for node in list(self.graph.nodes):

@@ -13,12 +13,14 @@ import torch.fx
 from torch import nn
 from torch.fx import Node
 
+from lwdna.fx_passes.interpreter import NodeRunner
 
-class _Stopwatch(torch.fx.Interpreter):
+
+class _Stopwatch(NodeRunner):
     """Runs a graph and notes when each node begins and the last one ends."""
 
     def __init__(self, gm: torch.fx.GraphModule, mark: Callable[[], Any]) -> None:
-        super().__init__(gm)
+        super().__init__(gm, gm.graph)
         self.marks: list[Any] = []
         self._mark = mark
 

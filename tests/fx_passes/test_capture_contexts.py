@@ -16,10 +16,13 @@ from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint
 from torch.utils.checkpoint import checkpoint as by_another_name
 
-from lwdna.errors import CaptureError
+from lwdna.errors import AnalysisError, CaptureError, ResizeError
+from lwdna.fx_passes.analyse import analyse
 from lwdna.fx_passes.autocast import SWITCHES
 from lwdna.fx_passes.capture import capture
+from lwdna.fx_passes.timing import time_nodes
 from tests.fx_passes.test_capture_torch import TOKENS, Body, checked, same_gradients
+from tests.quality import resized
 
 
 def exact_under_autocast(model: nn.Module, gm: GraphModule) -> None:
@@ -116,6 +119,37 @@ def test_an_error_inside_leaves_the_ambient_precision(ambient: bool) -> None:
                 network(TOKENS[:, :5])
             state = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         assert state == (ambient, torch.float16)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class OfSixteen(torch.autograd.Function):
+    """Its literal means a channel count, which nothing repairs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, channels: int) -> Tensor:
+        return x.reshape(*x.shape[:-1], channels).clone()
+
+
+def of_sixteen_channels(s: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        out: Tensor = OfSixteen.apply(s.a(x), 16)
+    return s.b(out.float())
+
+
+@pytest.mark.parametrize("ambient", [False, True])
+def test_passes_that_fail_inside_leave_the_ambient_precision(ambient: bool) -> None:
+    fails = capture(Body(of_seven_tokens, a=nn.Linear(16, 16)).eval(), TOKENS)
+    literal = Body(of_sixteen_channels, a=nn.Linear(16, 16), b=nn.Linear(16, 16))
+    with torch.autocast("cpu", torch.float16, ambient):
+        state = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        for run, error in (
+            (lambda: analyse(fails, TOKENS[:, :5]), AnalysisError),
+            (lambda: resized(capture(literal, TOKENS), TOKENS), ResizeError),
+            (lambda: time_nodes(fails, (TOKENS[:, :5],), 1), RuntimeError),
+        ):
+            with pytest.raises(error):
+                run()
+            assert state == (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
     assert not torch.is_autocast_enabled("cpu")
 
 
