@@ -79,7 +79,9 @@ def threshold(blocks: Blocks) -> tuple[Ids, float]:
     Returns:
         (levels, saliency of the last block above the threshold; ``inf`` if there is none).
 
-    Source: METHOD §3, with an exact search in place of the released code's fixed steps.
+    Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021, whose released code has a search
+    in steps (https://github.com/ofsoundof/Heterogeneity_Hypothesis, main_hh_grad.py) in place
+    of this exact one.
     """
     levels, kept = fill(blocks, np.zeros_like(blocks.height), np.arange(len(blocks.of)))
     return levels, float(blocks.mean[kept - 1]) if kept else float("inf")

@@ -53,7 +53,8 @@ class Budget:
         ValueError: no limit is given, or one is not positive and finite, or unreadable text, or an
             int so small that a fraction must have been meant.
 
-    Source: METHOD §3 (budgets are stated against the unwidened network).
+    Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021 (complexity is told as
+    a share of the unwidened baseline's).
 
     >>> Budget(macs="90%", params=2_000_000).limits(Cost(1_000, 1_100, 4_000_000, 500))
     {'macs': 900, 'params': 2000000}

@@ -12,8 +12,10 @@ import numpy as np
 from lwdna import products
 from lwdna.channels import ChannelSpace, ChoicePoint, Ids, Policy, Rectangle
 
-#: The paper's rule for grouped convolutions (METHOD §1): the width within a group is the unit of
-#: removal from this size on; below it the whole group is.
+#: The paper's rule for grouped convolutions: the width within a group is the unit of removal from
+#: this size on; below it the whole group is.
+#: Source: released code (https://github.com/ofsoundof/Heterogeneity_Hypothesis,
+#: model_dhp/regnet_imagenet_dhp.py).
 INNER_FROM = 16
 #: The choice by which all axes that can change may change at once.
 BOTH: Literal["both"] = "both"
@@ -60,7 +62,7 @@ def choose_axis(
         sizes: axis lengths, outermost first.
         live: the axes that could be chosen.
 
-    Source: the released code's grouped-convolution latent vectors (METHOD §1).
+    Source: the released code's grouped-convolution latent vectors; see :data:`INNER_FROM`.
     """
     order = sorted(live)
     choice = _choice(policy, node)

@@ -36,7 +36,8 @@ class Floors:
         ValueError: a fraction outside [0, 1], or a number of units below 1.
         TypeError: ``absolute`` is no int, a fraction no number, or ``overrides`` no mapping.
 
-    Source: METHOD §3 (remain_percentage, linear_percentage, absolute minimum of 4).
+    Source: options remain_percentage, linear_percentage and mc (4) of the released code
+    (https://github.com/ofsoundof/Heterogeneity_Hypothesis, util/option_dhp.py).
     """
 
     fraction: float = 0.1

@@ -48,9 +48,11 @@ class Cost:
         latency: picoseconds of a forward pass as a :class:`lwdna.LatencyTable` predicts them, for
             the batch that it was measured with; 0 without a table.
 
-    Source: METHOD §4; torch.utils.flop_counter; activations: Radosavovic et al., "Designing
-    Network Design Spaces", CVPR 2020, section 3 (the outputs of convolutions), with linear layers
-    and matrix products as in fvcore's activation count.
+    Source: torch.utils.flop_counter; the paper's count: the authors' counter
+    (https://github.com/ofsoundof/dhp, restoration/model/flops_counter.py); activations:
+    Radosavovic et al., "Designing Network Design Spaces", CVPR 2020, section 3
+    (the outputs of convolutions), with linear layers and matrix products as in fvcore's activation
+    count.
     """
 
     macs: int

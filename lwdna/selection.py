@@ -97,9 +97,10 @@ def select(
         ValueError: a saliency of the wrong shape, an unknown metric or allocation, a limit
             below 1.
 
-    Source: METHOD §3, with an exact search in place of the released code's fixed steps; prices
-    for several knapsack constraints: Everett, "Generalized Lagrange Multiplier Method",
-    Operations Research 11(3), 1963.
+    Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021, whose released code has a search
+    in steps (https://github.com/ofsoundof/Heterogeneity_Hypothesis, main_hh_grad.py) in place
+    of this exact one; prices for several knapsack constraints: Everett, "Generalized Lagrange
+    Multiplier Method", Operations Research 11(3), 1963.
     """
     if allocation not in get_args(Allocation):
         raise ValueError(f"allocation={allocation!r}: one of {', '.join(get_args(Allocation))}")

@@ -1,4 +1,4 @@
-"""The paper's counter reproduces the paper's figures (METHOD, section 4)."""
+"""The paper's counter reproduces the paper's figures."""
 
 from __future__ import annotations
 

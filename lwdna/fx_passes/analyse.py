@@ -29,8 +29,9 @@ from lwdna.graph_builder import build_graph
 from lwdna.inputs import as_arguments
 from lwdna.tensor_channels import TensorChannels, WeightRole
 
-#: The activations that the paper's counter sees: objects of these classes (METHOD §4 names the
-#: first; the authors' released counter has all five).
+#: The activations that the paper's counter sees: objects of these classes.
+#: Source: the authors' counter
+#: (https://github.com/ofsoundof/dhp, restoration/model/flops_counter.py).
 _COUNTED = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU)
 
 
@@ -73,7 +74,7 @@ def analyse(
         AnalysisError: an operator's result contradicts its rule, or the network does not run on
             a batch of one.
 
-    Source: DESIGN "Analyse"; torch.utils._python_dispatch.
+    Source: torch.utils._python_dispatch.
     """
     check_outputs(outputs)
     if not isinstance(gm, GraphModule):

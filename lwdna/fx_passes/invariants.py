@@ -1,4 +1,4 @@
-"""The invariants of DESIGN on what a network computes, as functions for any model.
+"""The README's invariants on what a network computes, as functions for any model.
 
 Each function raises :class:`lwdna.errors.VerificationError` with what differs, and returns a short
 statement of what it compared otherwise.

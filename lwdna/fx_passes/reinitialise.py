@@ -79,7 +79,8 @@ def reinitialise(gm: nn.Module, like: nn.Module, graph: ChannelGraph, *, seed: i
             known law there, so that none can be drawn (a table, a trained weight); or ``like`` is
             on the meta device.
 
-    Source: METHOD §3 ("from scratch"); He et al., "Delving Deep into Rectifiers", ICCV 2015,
+    Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021 (shrunk networks are trained from
+    scratch); He et al., "Delving Deep into Rectifiers", ICCV 2015,
     eq. 10; with biases: Poole et al., "Exponential Expressivity in Deep Neural Networks through
     Transient Chaos", NeurIPS 2016 (the length map: weights by 1 / fan_in, biases by a constant).
     """

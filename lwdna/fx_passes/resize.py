@@ -54,7 +54,7 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
         ValueError: ``copies`` changes a frozen group or empties one.
         ResizeError: a node's shape disagrees with its prediction.
 
-    Source: DESIGN "Resize".
+    Source: torch.fx (https://docs.pytorch.org/docs/stable/fx.html), "direct graph manipulation".
     """
     graph.check(copies)
     generator = torch.Generator().manual_seed(seed)

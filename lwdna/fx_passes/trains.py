@@ -1,4 +1,4 @@
-"""The invariant of DESIGN that a network trains, as a function for any model."""
+"""The invariant that a network trains, as a function for any model."""
 
 from __future__ import annotations
 

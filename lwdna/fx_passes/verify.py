@@ -1,4 +1,4 @@
-"""All invariants of DESIGN at once, on any model.
+"""All invariants of the README at once, on any model.
 
 Each function raises :class:`lwdna.errors.VerificationError` with what differs, and returns a short
 statement of what it compared otherwise.

@@ -81,7 +81,8 @@ def widen(
     Raises:
         ValueError: see :func:`widen_copies`.
 
-    Source: METHOD, "widen"; MorphNet's expansion, per group.
+    Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021 (baselines are widened, then
+    shrunk); Gordon et al., "MorphNet", CVPR 2018 (the expansion, of all groups alike).
     """
     copies = widen_copies(graph, multiplier)
     return resize(gm, graph, copies, seed=seed), graph.restrict(copies)

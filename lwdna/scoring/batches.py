@@ -102,7 +102,8 @@ def as_batches(
         ScoringError: no batch; one of another form, or empty, or with NaN or infinities; a step
             function that does not call the model. The message names the batch.
 
-    Source: METHOD §2 (two minibatches).
+    Source: released code (https://github.com/ofsoundof/Heterogeneity_Hypothesis,
+    util/trainer_hh_grad.py: scoring ends after two minibatches).
     """
     if n < 1:
         raise ValueError(f"n={n}: score on at least one batch")

@@ -35,8 +35,8 @@ def draws(
         and outputs, in the weight's order), and w2[..., e] from U(±√(3 / (E C_i K))), of the
         weight's shape.
 
-    Source: METHOD §1; Chang et al., "Principled Weight Initialization for Hypernetworks",
-    ICLR 2020 (Hyperfan-in).
+    Source: Li et al., "DHP", ECCV 2020; Chang et al., "Principled Weight Initialization
+    for Hypernetworks", ICLR 2020 (Hyperfan-in).
     """
     bound = sqrt(3 / (size * inputs * role.kernel))
     for _ in range(size):

@@ -1,6 +1,6 @@
 """The paper's hypernetwork: latent vectors that generate every convolution and linear weight.
 
-For a weight with C_i inputs (per group), C_o outputs and K kernel positions (METHOD §1):
+For a weight with C_i inputs (per group), C_o outputs and K kernel positions:
 
     W0 = z_in z_outᵀ + b0                                (C_i, C_o)
     W1[e] = W0 · w1[e] + b1[e]                           (C_i, C_o, E)
@@ -131,7 +131,8 @@ class Hypernet:
     Raises:
         ValueError: ``embedding`` is below 1.
 
-    Source: METHOD §1; Li et al., "DHP", ECCV 2020.
+    Source: Li et al., "DHP", ECCV 2020; released code
+    (https://github.com/ofsoundof/dhp, conv_dhp of classification/model_dhp/dhp_base.py).
     """
 
     def __init__(

@@ -40,7 +40,9 @@ def latent_grad(
         ScoringError: no batch, no weight to generate, a loss that is not finite or does not
             depend on the weights, or a gradient that is not finite.
 
-    Source: METHOD §2; Li et al., CVPR 2021.
+    Source: Li et al., "The Heterogeneity Hypothesis", CVPR 2021; released code
+    (https://github.com/ofsoundof/Heterogeneity_Hypothesis, gather_latent_vector of
+    model_dhp/dhp_base.py, with the options grad_prune and grad_normalize).
     """
     run = _Run(context, embedding)
     sums = context.graph.gathered(over_batches(context, run.batch, "latent-grad"))
@@ -56,7 +58,7 @@ def latent_magnitude(
     """|z| itself, after the SGD steps that the options ask for; without them |z| at the draw.
 
     The released ResNet-ImageNet path, which takes two steps. Its scores rank-correlate with those
-    of the draw (METHOD §2), so it is close to a random selection.
+    of the draw, so it is close to a random selection.
 
     Args:
         context: as for ``latent-grad``; batches and loss are used for SGD steps only.
@@ -69,7 +71,8 @@ def latent_magnitude(
     Raises:
         ScoringError: as for ``latent-grad``.
 
-    Source: METHOD §2; the paper's released code.
+    Source: released code (https://github.com/ofsoundof/Heterogeneity_Hypothesis,
+    util/trainer_hh_grad.py: the first two batches of an epoch).
     """
     run = _Run(context, embedding)
     run.train()
@@ -89,7 +92,8 @@ def generated(context: ScoringContext, *, embedding: int = EMBEDDING) -> dict[st
         Parameter name -> tensor of the parameter's shape, dtype and device: the generated weights
         and, after SGD steps, the ordinary parameters that were trained along.
 
-    Source: METHOD §3 ("the weights are generated once").
+    Source: released code (https://github.com/ofsoundof/Heterogeneity_Hypothesis,
+    reset_after_searching of model_dhp/dhp_base.py).
     """
     with preserved(context.network, context.seed):
         if ("latent", embedding) not in context.finished:

@@ -23,8 +23,8 @@ class SGD:
     Raises:
         ValueError: a value outside its range.
 
-    Source: the paper's released code, whose settings are the defaults (METHOD §2);
-    torch.optim.SGD.
+    Source: the paper's released code, whose settings are the defaults
+    (https://github.com/ofsoundof/Heterogeneity_Hypothesis, util/option.py); torch.optim.SGD.
     """
 
     lr: float = 0.1
@@ -83,7 +83,9 @@ class Scoring:
     Raises:
         TypeError, ValueError: a value of the wrong type or outside its range.
 
-    Source: METHOD §2; Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    Source: released code (https://github.com/ofsoundof/Heterogeneity_Hypothesis,
+    util/trainer_hh_grad.py: two batches); Chen et al., "Training Deep Nets with Sublinear
+    Memory Cost", 2016.
     """
 
     batches: int = 2

@@ -109,7 +109,7 @@ def bn_scale(context: ScoringContext) -> Saliency:
 
 @criterion("random", data=False)
 def random(context: ScoringContext) -> Saliency:
-    """Uniform random numbers from the seed; a baseline of every comparison (METHOD §2).
+    """Uniform random numbers from the seed; a baseline of every comparison.
 
     Args:
         context: its graph and seed.
@@ -136,7 +136,7 @@ def uniform(context: ScoringContext) -> Saliency:
     Returns:
         Saliency in (0, 1), shape (units,), float64.
 
-    Source: METHOD §2 (the baseline of uniform widths).
+    Source: Howard et al., "MobileNets", 2017, section 3.3 (the width multiplier).
     """
     result = np.zeros(context.graph.units)
     for group in context.graph.groups:

@@ -1,4 +1,4 @@
-"""METHOD §1 as it is written, by autograd and torch.optim.SGD: what ``Hypernet`` must equal."""
+"""The published hypernetwork by autograd and torch.optim.SGD: what ``Hypernet`` must equal."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Reference:
         fan = c_i // module.groups if out else c_i  # a transposed weight has all groups' inputs
         w1, w2 = [], []
         for _ in range(E):
-            # Drawn in the weight's order, written in that of METHOD §1.
+            # Drawn in the weight's order, written in the published one.
             drawn = self.uniform(*p.shape[:2], bound=sqrt(3))
             w1.append(drawn if out else drawn.T)
             drawn = self.uniform(*p.shape[:2], K, bound=sqrt(3 / (E * fan * K)))

@@ -59,7 +59,7 @@ def test_magnitude_without_steps_is_the_draw() -> None:
 
 
 def test_two_steps_stay_close_to_the_draw() -> None:
-    """METHOD §2: a rank correlation of 0.988 and more, with the released settings."""
+    """With the released settings the steps hardly change the order of |z|."""
     context = context_of(made(Residual), samples=16)
     before = score(context, "latent-magnitude")
     after = score(replace(context, options=Scoring(sgd=SGD())), "latent-magnitude")
