@@ -11,7 +11,6 @@ from typing import Any
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_map_only
 
 from lwdna import copies as arithmetic
 from lwdna.channels import ChoicePoint, Ids, Slot, Vector, Vectors
@@ -19,6 +18,7 @@ from lwdna.cost import Cost, CostModel, Term
 from lwdna.errors import ConstraintError
 from lwdna.tables import html_table
 from lwdna.tensor_channels import TensorChannels, WeightRole
+from lwdna.trees import tree_map_only
 
 Copies = Ids
 #: Reason of a group that :meth:`ChannelGraph.freeze` froze; its "node" is the pattern.

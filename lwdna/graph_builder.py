@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_map_only
 
 from lwdna.channels import ChannelSpace, Ids, Slot, Vector, Vectors
 from lwdna.choices import settle
@@ -17,6 +16,7 @@ from lwdna.copies import is_product
 from lwdna.cost import Term
 from lwdna.graph import ChannelGraph, ChannelGroup, Link
 from lwdna.tensor_channels import TensorChannels, WeightRole
+from lwdna.trees import tree_map_only
 
 
 def build_graph(

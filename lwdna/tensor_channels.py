@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from lwdna.channels import Ids, Vectors
+from lwdna.trees import tree_leaves
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
-from lwdna.fx_passes.trees import tree_map
 from lwdna.graph import ChannelGraph
 from lwdna.graph_builder import build_graph
 from lwdna.inputs import as_arguments
 from lwdna.tensor_channels import TensorChannels, WeightRole
+from lwdna.trees import tree_map
 
 #: The activations that the paper's counter sees: objects of these classes.
 #: Source: the authors' counter

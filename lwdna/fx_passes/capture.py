@@ -11,7 +11,6 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes.conditional import LONE
@@ -34,8 +33,8 @@ from lwdna.fx_passes.refusals import check_initialised, check_names
 from lwdna.fx_passes.region_capture import capture_regions
 from lwdna.fx_passes.regions import CAPTURED, is_captured
 from lwdna.fx_passes.tracer import HintedTracer
-from lwdna.fx_passes.trees import hides_tensors, opaque, tree_leaves
 from lwdna.inputs import as_arguments
+from lwdna.trees import hides_tensors, opaque, tree_leaves, tree_map_only
 
 #: A mode difference settles one module type per round; real networks need one or two.
 _MAX_ROUNDS = 64

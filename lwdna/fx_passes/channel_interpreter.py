@@ -17,7 +17,7 @@ from lwdna.fx_passes.interpreter import NodeRunner
 from lwdna.fx_passes.outputs import REASON
 from lwdna.fx_passes.regions import tensors_in
 from lwdna.fx_passes.rules import OpCall
-from lwdna.fx_passes.trees import tree_leaves, tree_map
+from lwdna.trees import tree_leaves, tree_map
 
 
 class ChannelInterpreter(NodeRunner):

@@ -22,8 +22,8 @@ from lwdna.errors import AnalysisError
 from lwdna.fx_passes.composites import primitive
 from lwdna.fx_passes.kernels import KERNELS
 from lwdna.fx_passes.rules import OpCall, rule_for
-from lwdna.fx_passes.trees import tree_leaves
 from lwdna.tensor_channels import TensorChannels, WeightRole
+from lwdna.trees import tree_leaves
 
 
 class ChannelMode(TorchDispatchMode):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from lwdna.fx_passes.proxy import is_proxy
-from lwdna.fx_passes.trees import tree_leaves
+from lwdna.trees import tree_leaves
 
 _CUTS = ("detach", "detach_", torch.detach)
 

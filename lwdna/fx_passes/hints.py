@@ -13,7 +13,7 @@ from lwdna.errors import CaptureError
 from lwdna.fx_passes.kernels import MetaMode
 from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.proxy import is_proxy, source_line
-from lwdna.fx_passes.trees import tree_map, tree_map_only
+from lwdna.trees import tree_map, tree_map_only
 
 
 class Evaluation:

@@ -22,12 +22,12 @@ from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.grouping import groupings
 from lwdna.fx_passes.outputs import channel_dim
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.tensor_channels import TensorChannels
+from lwdna.trees import tree_leaves
 
 #: Key of a captured module's :class:`Interface` in its ``meta``.
 INTERFACE = "lwdna_interface"

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lwdna.fx_passes.formulas import by_formula
 from lwdna.fx_passes.layouts import Layout, Pattern, is_parametric
-from lwdna.fx_passes.trees import tree_leaves
+from lwdna.trees import tree_leaves
 
 aten = torch.ops.aten
 

@@ -20,9 +20,9 @@ from torch.fx import Node
 
 from lwdna.channels import Vector
 from lwdna.errors import ResizeError
-from lwdna.fx_passes.trees import tree_leaves, tree_map_only
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.tensor_channels import TensorChannels
+from lwdna.trees import tree_leaves, tree_map_only
 
 
 @dataclass

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
 from torch.fx.node import map_aggregate
-from torch.utils._pytree import tree_map_only
 
 from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.codegen import in_blocks
@@ -21,6 +20,7 @@ from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.layouts import meta_like
 from lwdna.fx_passes.pickling import packed, unpacked
 from lwdna.fx_passes.regions import graphs
+from lwdna.trees import tree_map_only
 
 _PLAIN_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 CONSTANTS = "_constants"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lwdna.fx_passes.autocast import recorded_autocast
 from lwdna.fx_passes.proxy import HintedProxy, hint_of, is_proxy
-from lwdna.fx_passes.trees import tree_leaves
+from lwdna.trees import tree_leaves
 
 if TYPE_CHECKING:
     from lwdna.fx_passes.tracer import HintedTracer

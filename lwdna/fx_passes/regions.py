@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
+
+from lwdna.trees import tree_leaves
 
 #: Marks modules made by ``capture`` and everything derived from them.
 CAPTURED = "lwdna_captured"

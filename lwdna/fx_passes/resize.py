@@ -9,7 +9,6 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_map_only
 
 import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
@@ -31,6 +30,7 @@ from lwdna.fx_passes.module import copy_with, meta_twin, reassemble, tree_of
 from lwdna.fx_passes.regions import graphs
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.tensor_channels import TensorChannels
+from lwdna.trees import tree_map_only
 
 
 @graph_pass(requires=(captured, described), ensures=(own_state,))

@@ -29,7 +29,7 @@ from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
 from lwdna.fx_passes.modules import declared
 from lwdna.fx_passes.patches import FACTORIES, OPENED, python_for_proxies
 from lwdna.fx_passes.proxy import HintedProxy, has_effect, is_proxy, source_line
-from lwdna.fx_passes.trees import hides_tensors, opaque, tree_leaves, tree_map
+from lwdna.trees import hides_tensors, opaque, tree_leaves, tree_map
 
 #: Modules of torch.nn that are traced through, down to the layers they are made of.
 _OPENED_MODULES = (

@@ -15,9 +15,9 @@ from torch import nn
 
 from lwdna.channels import Ids
 from lwdna.errors import LatencyError
-from lwdna.fx_passes.trees import tree_leaves
 from lwdna.graph import ChannelGraph
 from lwdna.tensor_channels import TensorChannels
+from lwdna.trees import tree_leaves
 
 #: A coefficient and the vectors whose lengths multiply it.
 Size = tuple[int, tuple[Ids, ...]]

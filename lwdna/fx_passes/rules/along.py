@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lwdna.fx_passes.rules.registry import OpCall, dim_of, dims_of, rule
-from lwdna.fx_passes.trees import tree_leaves
+from lwdna.trees import tree_leaves
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lwdna.fx_passes.rules.pointwise import pointwise
 from lwdna.fx_passes.rules.registry import OpCall, dims_of, rule
-from lwdna.fx_passes.trees import tree_leaves
+from lwdna.trees import tree_leaves
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ import torch
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from lwdna.fx_passes.trees import tree_leaves, tree_map, tree_map_only
+from lwdna.trees import tree_leaves, tree_map, tree_map_only
 
 Pair = namedtuple("Pair", "first second")
 
