@@ -161,15 +161,125 @@ def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Layout 
     return _contiguous(tuple(x.shape), x.dtype) if fits and is_dense(x) else None
 
 
+def _pointwise(*args: Any) -> Layout | None:
+    """Layout of a function of the entries at one place, of floats of one type and of numbers.
+
+    The largest tensor has the shape of the result, to which the others are broadcast.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/broadcasting.html.
+    """
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    numbers = all(isinstance(a, (Tensor, int, float, type(None))) for a in args)
+    x = max(tensors, key=Tensor.numel)
+    shape, dtype = tuple(x.shape), x.dtype
+    if not (numbers and dtype.is_floating_point and is_dense(x) and 0 not in shape):
+        return None
+    fits = all(
+        t.dtype is dtype
+        and is_dense(t)
+        and t.dim() <= len(shape)
+        and all(n in (1, m) for n, m in zip(t.shape[::-1], shape[::-1], strict=False))
+        for t in tensors
+    )
+    return _contiguous(shape, dtype) if fits else None
+
+
+def _written(x: Tensor, *others: Any) -> Layout | None:
+    """Layout of what an operator writes to its first argument, and returns."""
+    layout = _pointwise(x, *others)
+    return layout if layout is not None and layout[0] == x.shape else None
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any
+) -> Layout | None:
+    """Layout of what is normalised over all dimensions but the second.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html ("Shape").
+    """
+    channels = [t for t in (weight, bias, mean, variance) if t is not None]
+    fits = (
+        x.dim() > 1
+        and is_dense(x)
+        and x.dtype.is_floating_point
+        and min(x.shape) > 0
+        and all(t.shape == x.shape[1:2] and t.dtype is x.dtype and is_dense(t) for t in channels)
+    )
+    return _contiguous(tuple(x.shape), x.dtype) if fits else None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Layout | None:
+    """Layout of a product with a matrix of weights.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html ("Shape").
+    """
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    fits = (
+        x.dim() > 0
+        and weight.dim() == 2
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and all(is_dense(t) and t.dtype is x.dtype for t in tensors)
+        and x.dtype.is_floating_point
+        and min(*x.shape, *weight.shape) > 0
+    )
+    return _contiguous((*x.shape[:-1], weight.shape[0]), x.dtype) if fits else None
+
+
+#: Operators that map floats to floats, one by one or two by two.
+POINTWISE = (
+    aten.add.Tensor,
+    aten.clamp.default,
+    aten.div.Tensor,
+    aten.elu.default,
+    aten.exp.default,
+    aten.gelu.default,
+    aten.hardsigmoid.default,
+    aten.hardswish.default,
+    aten.hardtanh.default,
+    aten.leaky_relu.default,
+    aten.mish.default,
+    aten.mul.Tensor,
+    aten.relu.default,
+    aten.sigmoid.default,
+    aten.silu.default,
+    aten.softplus.default,
+    aten.sub.Tensor,
+    aten.tanh.default,
+)
+#: The same in place.
+WRITING = (
+    aten.add_.Tensor,
+    aten.clamp_.default,
+    aten.div_.Tensor,
+    aten.elu_.default,
+    aten.gelu_.default,
+    aten.hardsigmoid_.default,
+    aten.hardswish_.default,
+    aten.hardtanh_.default,
+    aten.leaky_relu_.default,
+    aten.mish_.default,
+    aten.mul_.Tensor,
+    aten.relu_.default,
+    aten.sigmoid_.default,
+    aten.silu_.default,
+    aten.sub_.Tensor,
+    aten.tanh_.default,
+)
+
 _FORMULAS: dict[OpOverload, Formula] = {
+    **dict.fromkeys(POINTWISE, _pointwise),
+    **dict.fromkeys(WRITING, _written),
     aten.amax.default: _reduction,
     aten.amin.default: _reduction,
+    aten.batch_norm.default: _batch_norm,
     aten.cat.default: _concatenation,
     aten.conv1d.default: _plain_convolution,
     aten.conv2d.default: _plain_convolution,
     aten.conv3d.default: _plain_convolution,
     aten.convolution.default: _convolution,
     aten.layer_norm.default: _layer_norm,
+    aten.linear.default: _linear,
     aten.mean.dim: _reduction,
     aten.roll.default: _roll,
     aten.sum.dim_IntList: _reduction,

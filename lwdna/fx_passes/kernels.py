@@ -52,7 +52,7 @@ class MetaKernels:
         """``func(*args, **kwargs)``: new tensors, whether its layout was known or not."""
         layout = by_formula(func, args, kwargs)
         if layout is not None:
-            return _made(True, [layout])
+            return args[0] if _is_in_place(func) else _made(True, [layout])
         functional = _is_functional(func)
         if is_parametric(func) and (functional or _is_in_place(func)):
             try:

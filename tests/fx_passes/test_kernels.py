@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lwdna.fx_passes.analyse import single_batch
+from lwdna.fx_passes.formulas import POINTWISE, WRITING
 from lwdna.fx_passes.kernels import MetaKernels, MetaMode
 from lwdna.fx_passes.module import meta_twin, to_meta
 from lwdna.inputs import as_arguments
@@ -126,7 +129,61 @@ def test_formulas_give_the_layouts_of_executed_operators(call: Any) -> None:
         call()
 
 
+SHAPES = [(), (3,), (1,), (2, 3), (2, 1), (1, 3), (1, 4, 2, 3), (2, 4, 1, 1), (4, 1, 3)]
+SHAPES += [(1, 4, 1, 1), (1, 1, 2, 3), (2, 4, 1, 3), (0, 3)]
+FLOATS = sorted((*POINTWISE, *WRITING), key=str)
+
+
+@pytest.mark.parametrize("func", FLOATS, ids=str)
+def test_pointwise_formulas_give_the_layouts_of_executed_operators(func: Any) -> None:
+    second = func.name().endswith(".Tensor")
+    for size, other in itertools.product(SHAPES, SHAPES if second else [()]):
+        arguments = [_empty(*size), *([_empty(*other)] if second else [])]
+        if func in (aten.clamp.default, aten.clamp_.default):
+            arguments = [*arguments, 0.0, 6.0]
+        kernels = MetaKernels()
+        try:
+            wanted = func(*arguments)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                kernels(func, tuple(arguments), {})
+            continue
+        found = kernels(func, tuple(arguments), {})
+        assert layouts(found) == layouts(wanted), (size, other)
+        assert (found is arguments[0]) == (func in WRITING)
+
+
+MIXED = [
+    lambda: aten.add.Tensor(_empty(2, 3), _empty(2, 3, dtype=torch.float64)),
+    lambda: aten.add.Tensor(_empty(2, 3), _empty(2, 3).mT.contiguous().mT),
+    lambda: aten.add.Tensor(_empty(1, 3, 2).mT, _empty(4, 2, 3)),
+    lambda: aten.add.Tensor(_empty(2, 3), 1j),
+    lambda: aten.add.Tensor(_empty(2, 3, dtype=torch.int32), 0.5),
+    lambda: aten.mul.Tensor(_empty(2, 3), torch.tensor(2.0)),
+    lambda: aten.relu.default(_empty(2, 3, dtype=torch.int32)),
+    lambda: aten.sigmoid.default(_empty(2, 3, dtype=torch.int32)),
+    lambda: aten.gelu.default(_empty(2, 3).mT, approximate="tanh"),
+    lambda: aten.batch_norm.default(_empty(2, 3, 4), *[_empty(3)] * 4, True, 0.1, 1e-5, True),
+    lambda: aten.batch_norm.default(_empty(2, 3), *[None] * 4, True, 0.1, 1e-5, True),
+    lambda: aten.batch_norm.default(_empty(2, 3, 4).mT, *[None] * 4, True, 0.1, 1e-5, True),
+    lambda: aten.linear.default(_empty(3), _empty(4, 3), _empty(4)),
+    lambda: aten.linear.default(_empty(2, 1, 3), _empty(4, 3)),
+    lambda: aten.linear.default(_empty(2, 3, 5).mT, _empty(4, 3)),
+]
+
+
+@pytest.mark.parametrize("call", MIXED)
+def test_formulas_leave_other_layouts_and_types_to_the_operators(call: Any) -> None:
+    with torch.inference_mode(), Compared(MetaKernels()):
+        call()
+
+
 REFUSED = [
+    lambda: aten.batch_norm.default(_empty(2, 3), *[_empty(4)] * 4, False, 0.1, 1e-5, True),
+    lambda: aten.linear.default(_empty(2, 3), _empty(4, 2)),
+    lambda: aten.linear.default(_empty(2, 3), _empty(4, 3), _empty(5)),
+    lambda: aten.add_.Tensor(_empty(2, 1), _empty(2, 3)),
+    lambda: aten.add.Tensor(_empty(2, 3), _empty(3, 2)),
     lambda: aten.mean.dim(_empty(2, 3), [2]),
     lambda: aten.mean.dim(_empty(2, 3), [0, -2]),
     lambda: aten.mean.dim(_empty(2, 3, dtype=torch.int32), [0]),
@@ -141,8 +198,8 @@ REFUSED = [
 
 @pytest.mark.parametrize("call", REFUSED)
 def test_formulas_refuse_what_operators_refuse(call: Any) -> None:
-    for mode in (torch.inference_mode(), MetaMode()):
-        with pytest.raises((RuntimeError, IndexError, ValueError)), mode:
+    for mode in (nullcontext(), MetaMode()):
+        with torch.inference_mode(), pytest.raises((RuntimeError, IndexError, ValueError)), mode:
             call()
 
 
