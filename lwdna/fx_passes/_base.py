@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+from lwdna.fx_passes.members import named_tensors
 from lwdna.fx_passes.regions import is_captured
 from lwdna.graph import ChannelGraph
 
@@ -61,7 +62,8 @@ def captured(arguments: dict[str, Any]) -> None:
 def described(arguments: dict[str, Any]) -> None:
     """The channel graph belongs to the module: every vector has its dimension's length."""
     graph: ChannelGraph = arguments["graph"]
-    tensors = dict((*arguments["gm"].named_parameters(), *arguments["gm"].named_buffers()))
+    parameters, buffers = named_tensors(arguments["gm"])
+    tensors = {**parameters, **buffers}
     for name, vectors in graph.tensors.items():
         shape = tuple(tensors[name].shape) if name in tensors else None
         lengths = [None if v is None else len(v) for v in vectors]

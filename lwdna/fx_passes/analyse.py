@@ -20,6 +20,7 @@ from lwdna.fx_passes._base import captured, graph_pass
 from lwdna.fx_passes.channel_interpreter import ChannelInterpreter
 from lwdna.fx_passes.channel_mode import ChannelMode
 from lwdna.fx_passes.layouts import meta_like
+from lwdna.fx_passes.members import modules_of, named_tensors
 from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import meta_twin, tree_of
 from lwdna.fx_passes.outputs import REASON, Outputs, check_outputs, freeze_outputs
@@ -154,7 +155,7 @@ def watch_relus(root: nn.Module, mode: ChannelMode) -> dict[int, TensorChannels]
 
         return note
 
-    for module in root.modules():
+    for module in modules_of(root):
         if isinstance(module, _COUNTED):
             module.register_forward_hook(hook(module))
     return last
@@ -193,7 +194,7 @@ def _close_kernels(mode: ChannelMode) -> None:
 
 
 def _param_terms(mode: ChannelMode, root: nn.Module) -> None:
-    for name, p in root.named_parameters():
+    for name, p in named_tensors(root)[0].items():
         vectors = mode.tensors.get(name, (None,) * p.dim())
         mode.node = name
         fixed = prod(n for n, v in zip(p.shape, vectors, strict=True) if v is None)

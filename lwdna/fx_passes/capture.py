@@ -16,6 +16,7 @@ from lwdna.errors import CaptureError, UnsupportedModelError
 from lwdna.fx_passes.conditional import LONE
 from lwdna.fx_passes.interface import describe
 from lwdna.fx_passes.kernels import MetaMode
+from lwdna.fx_passes.members import named_modules, named_tensors
 from lwdna.fx_passes.mode_reads import follows_flag, set_mode
 from lwdna.fx_passes.modes import CONSTANT, Alignment, align, innermost, merge, obstacle
 from lwdna.fx_passes.module import (
@@ -78,7 +79,7 @@ def capture(model: nn.Module, example_inputs: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
     check_names(model)
-    for name, p in model.named_parameters():
+    for name, p in named_tensors(model)[0].items():
         check_initialised(name, p)
     if is_captured(model):
         return _recapture(model)
@@ -124,7 +125,7 @@ def _refuse_lost_behaviour(model: nn.Module) -> None:
             f"{type(model).__name__} has forward hooks of its own, which a graph does not call: "
             "remove them, and register them on the result"
         )
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if type(module).train is not nn.Module.train and not isinstance(module, GraphModule):
             warnings.warn(
                 f"{path or 'the model'} ({type(module).__name__}) overrides train(): the captured "
@@ -230,14 +231,14 @@ def _drop_dead(graph: Graph) -> None:
 
 
 def _emit(model: nn.Module, trace: _Trace) -> GraphModule:
-    source, graph = detached_copy(model), trace.graph
+    graph = trace.graph
     _drop_dead(graph)
-    root = skeleton(source, trace.tracer.is_leaf_module)
+    root = detached_copy(skeleton(model, trace.tracer.is_leaf_module))
     for node, path in _constants(graph):
         constants = root._modules.setdefault(CONSTANTS, nn.Module())
         assert constants is not None
         constant = getattr(trace.twin, path)
-        if constant.is_meta and not all(t.is_meta for t in tensors_of(source)):
+        if constant.is_meta and not all(t.is_meta for t in tensors_of(root)):
             raise CaptureError(
                 f"forward makes a constant of shape {tuple(constant.shape)} from a tensor that is "
                 "kept where no graph looks for it: register that tensor as a buffer"

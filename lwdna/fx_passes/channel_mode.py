@@ -21,6 +21,7 @@ from lwdna.cost import Term, TermKind
 from lwdna.errors import AnalysisError
 from lwdna.fx_passes.composites import primitive
 from lwdna.fx_passes.kernels import KERNELS
+from lwdna.fx_passes.members import named_tensors
 from lwdna.fx_passes.rules import OpCall, rule_for
 from lwdna.tensor_channels import TensorChannels, WeightRole
 from lwdna.trees import tree_leaves
@@ -43,13 +44,14 @@ class ChannelMode(TorchDispatchMode):
         self.roles: dict[str, WeightRole] = {}
         self.tensors: dict[str, Vectors] = {}
         self.made: list[Ids] = []  # channels that weights put out, be they parameters or not
-        self._names = {id(t): n for n, t in (*root.named_parameters(), *root.named_buffers())}
-        self._buffers = {name for name, _ in root.named_buffers()}
+        parameters, buffers = named_tensors(root)
+        self._names = {id(t): n for n, t in (*parameters.items(), *buffers.items())}
+        self._buffers = set(buffers)
         self._known: dict[int, Vectors] = {}
         self._watched: dict[int, Tensor | weakref.ref[Tensor]] = {}
         # A buffer is "": no activation, but no parameter either.
-        self._origins: dict[int, str] = {id(t): "" for t in root.buffers()}
-        self._origins.update({id(t): n for n, t in root.named_parameters()})
+        self._origins: dict[int, str] = {id(t): "" for t in buffers.values()}
+        self._origins.update({id(t): n for n, t in parameters.items()})
 
     def vectors(self, tensor: Tensor) -> Vectors:
         """Channel vectors of a tensor; those of a parameter are opened when it is first met."""

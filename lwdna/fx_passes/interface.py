@@ -24,6 +24,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from lwdna.fx_passes.grouping import groupings
+from lwdna.fx_passes.members import named_modules
 from lwdna.fx_passes.outputs import channel_dim
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.tensor_channels import TensorChannels
@@ -170,7 +171,7 @@ def _classifier_path(model: nn.Module) -> str | None:
         return None
     found = method()
     first = next(iter(found), None) if isinstance(found, (tuple, list, nn.ModuleList)) else found
-    return next((path for path, m in model.named_modules() if m is first), None)
+    return next((path for path, m in named_modules(model) if m is first), None)
 
 
 def _n_outputs(gm: GraphModule) -> int:

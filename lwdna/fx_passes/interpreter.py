@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from lwdna.fx_passes.autocast import leave_open
+from lwdna.fx_passes.members import named_modules
 
 
 class NodeRunner(torch.fx.Interpreter):
@@ -22,7 +23,7 @@ class NodeRunner(torch.fx.Interpreter):
 
     def __init__(self, root: nn.Module, graph: Graph, *, free: bool = True) -> None:
         super().__init__(root, garbage_collect_values=free, graph=graph)
-        self._submodules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
+        self._submodules: dict[str, nn.Module] = dict(named_modules(root, again=True))
 
     def run(self, *args: Any) -> Any:  # type: ignore[override]
         """What the graph returns; what is raised leaves no region of mixed precision open."""

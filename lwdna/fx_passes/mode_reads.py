@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lwdna.fx_passes.members import modules_of
+
 _FLAG = "training"
 
 
@@ -45,7 +47,7 @@ def set_mode(root: nn.Module, training: bool) -> None:
     if not follows_flag(root):
         root.train().train(training)
         return
-    for module in root.modules():
+    for module in modules_of(root):
         kind = type(module)
         if kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, _FLAG):
             vars(module)[_FLAG] = training
@@ -68,5 +70,5 @@ def follows_flag(model: nn.Module) -> bool:
     return all(
         getattr(module.train, "__func__", None) is nn.Module.train
         and not isinstance(module, torch.jit.ScriptModule)
-        for module in model.modules()
+        for module in modules_of(model)
     )

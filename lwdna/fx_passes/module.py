@@ -18,6 +18,7 @@ from lwdna.errors import UnsupportedModelError
 from lwdna.fx_passes.codegen import in_blocks
 from lwdna.fx_passes.interface import attributes
 from lwdna.fx_passes.layouts import meta_like
+from lwdna.fx_passes.members import modules_of
 from lwdna.fx_passes.pickling import packed, unpacked
 from lwdna.fx_passes.regions import graphs
 from lwdna.trees import tree_map_only
@@ -27,7 +28,10 @@ CONSTANTS = "_constants"
 FUNCTIONS = "_functions"
 _ATOMS = frozenset((bool, int, float, str, type(None)))
 _DICTS = frozenset((dict, OrderedDict))
-_NO_TENSORS = _ATOMS | _DICTS | {tuple, list, set}
+_COLLECTIONS = _DICTS | {set}
+_NO_TENSORS = _ATOMS | _COLLECTIONS | {tuple, list}
+#: What every module has of its own, and mostly empty: dicts of hooks, of children, of tensors.
+_OWN = frozenset(vars(nn.Module()))
 
 
 class Container(nn.Module):
@@ -65,7 +69,7 @@ class CalledFunction(nn.Module):
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Every parameter, buffer and plain tensor attribute in the tree."""
-    for child in module.modules():
+    for child in modules_of(module):
         yield from (p for p in child._parameters.values() if p is not None)
         yield from (b for b in child._buffers.values() if b is not None)
         for value in vars(child).values():
@@ -84,17 +88,17 @@ def copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> Any:
         if id(tensor) not in memo:
             memo[id(tensor)] = _like(tensor, replace(tensor))
     try:
-        modules = list(module.modules())
+        modules = modules_of(module)
         kinds = {kind for kind in set(map(type, modules)) if _is_plain(kind)}
         plain = [child for child in modules if type(child) in kinds]
         for child in plain:
             memo[id(child)] = type(child).__new__(type(child))
         for child in reversed(plain):  # a captured part assembles its tree as soon as it is copied
-            _copy_entries(vars(child), memo[id(child)].__dict__, memo)
+            _copy_attributes(vars(child), memo[id(child)].__dict__, memo)
         return copy.deepcopy(module, memo)
     except Exception as e:
         raise UnsupportedModelError(
-            f"{type(module).__name__} cannot be copied: {type(e).__name__}: {e}. Keep what cannot "
+            f"{module._get_name()} cannot be copied: {type(e).__name__}: {e}. Keep what cannot "
             "be copied (scripted functions, generators, open files) out of the module"
         ) from e
 
@@ -114,6 +118,17 @@ def _is_plain(kind: type[nn.Module]) -> bool:
     )
 
 
+def _copy_attributes(old: dict[str, Any], new: dict[str, Any], memo: dict[int, Any]) -> None:
+    for name, value in old.items():
+        kind = type(value)
+        if kind in _ATOMS:
+            new[name] = value
+        elif kind in _COLLECTIONS and name in _OWN and not value:
+            new[name] = kind()
+        else:
+            new[name] = _copied(value, memo)
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """``copy.deepcopy``, with a short way for what modules consist of: names, numbers, dicts."""
     kind = type(value)
@@ -125,18 +140,13 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind in _DICTS:
         new: dict[Any, Any] = kind()
         memo[id(value)] = new
-        if value:  # most are dicts of hooks, without any
-            _copy_entries(value, new, memo)
+        for key, entry in value.items():
+            own = key if type(key) in _ATOMS else _copied(key, memo)
+            new[own] = entry if type(entry) in _ATOMS else _copied(entry, memo)
         return new
     if kind in (tuple, set) and all(type(entry) in _ATOMS for entry in value):
         return value if kind is tuple else set(value)
     return copy.deepcopy(value, memo)
-
-
-def _copy_entries(old: dict[Any, Any], new: dict[Any, Any], memo: dict[int, Any]) -> None:
-    for key, value in old.items():
-        own = key if type(key) in _ATOMS else _copied(key, memo)
-        new[own] = value if type(value) in _ATOMS else _copied(value, memo)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:

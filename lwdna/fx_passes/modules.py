@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from lwdna.fx_passes.members import modules_of
 from lwdna.fx_passes.rules.registry import OpCall
 
 Resizer = Callable[[Any, Mapping[str, int], tuple[int, ...]], None]
@@ -74,7 +75,7 @@ def unsupported(module: nn.Module) -> str | None:
         return (
             f"module {type(module).__name__} is a leaf of several layers, which has no resize rule"
         )
-    for child in module.modules():
+    for child in modules_of(module):
         holds = any(p is not None for p in (*child._parameters.values(), *child._buffers.values()))
         if holds and _resizer(child) is None:
             return f"module type {type(child).__name__} has no resize rule (lwdna.rules.resizes)"
@@ -83,7 +84,7 @@ def unsupported(module: nn.Module) -> str | None:
 
 def update(module: nn.Module, facts: Mapping[str, int], out_shape: tuple[int, ...]) -> None:
     """Bring the width attributes of a leaf module up to date with its tensors."""
-    modes = [(child, child.training) for child in module.modules()]
+    modes = [(child, child.training) for child in modules_of(module)]
     if any(training for _, training in modes):
         module.eval()  # a spectral norm that is asked for its weight's shape in training iterates
     for child, training in modes:

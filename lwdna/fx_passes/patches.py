@@ -98,10 +98,8 @@ def python_for_proxies(tracer: HintedTracer) -> Iterator[None]:
         (torch, "_check_with"): _checked(torch._check_with),
         **recorded_autocast(tracer),
     }
-    for name, function in _CHECKPOINTS.items():
-        original = getattr(torch.utils.checkpoint, name)
-        for holder in _holders(original, name):
-            replacements[holder, name] = function
+    for holder, name in _holders(torch.utils.checkpoint, tuple(_CHECKPOINTS)):
+        replacements[holder, name] = _CHECKPOINTS[name]
     for name in (*_FACTORY_NAMES, *_NUMBER_TAKERS):
         replacements[torch, name] = _recorded(getattr(torch, name))
     for name in (*_CONVOLUTIONS, *_POOLS):
@@ -251,10 +249,14 @@ _CHECKPOINT_OPTIONS = (
 )
 
 
-def _holders(function: Any, name: str) -> list[Any]:
-    """The modules that have a function under its name: its own, and those that imported it."""
-    loaded = list(sys.modules.values())
-    return [m for m in loaded if getattr(m, "__dict__", {}).get(name) is function]
+def _holders(owner: Any, names: tuple[str, ...]) -> Iterator[tuple[Any, str]]:
+    """Where functions of a module are found by name: in itself, and where they were imported."""
+    functions = [(name, getattr(owner, name)) for name in names]
+    for module in list(sys.modules.values()):
+        members = getattr(module, "__dict__", {})
+        for name, function in functions:
+            if members.get(name) is function:
+                yield module, name
 
 
 def _warn_checkpoint() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from lwdna.errors import CaptureError
+from lwdna.fx_passes.members import named_modules
 from lwdna.fx_passes.proxy import is_proxy
 
 #: Remedy where the state of the network's own module stands in the way.
@@ -34,7 +35,7 @@ def keeping_state(twin: nn.Module, leaves: frozenset[str]) -> set[str]:
         CaptureError: the whole network would have to, or a module assigns another one's buffer.
     """
     found = set()
-    for path, module in twin.named_modules():
+    for path, module in named_modules(twin):
         for name, value in module._buffers.items():
             proxy: Any = value
             own = f"{path}.{name}" if path else name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lwdna.errors import UnsupportedModelError
+from lwdna.fx_passes.members import named_modules
 
 #: What ends a string in generated code.
 _UNQUOTABLE = frozenset('"\\\n\r')
@@ -46,8 +47,10 @@ def check_names(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: names the module, parameter or buffer.
     """
-    for members in (model.named_modules(), model.named_parameters(), model.named_buffers()):
-        for name, _ in members:
+    for path, module in named_modules(model):
+        tensors = (*module._parameters.items(), *module._buffers.items())
+        own = [f"{path}.{name}" if path else name for name, t in tensors if t is not None]
+        for name in (path, *own):
             if not _UNQUOTABLE.isdisjoint(name):
                 raise UnsupportedModelError(
                     f"the name {name!r} has a quote, a backslash or a line break, which would "

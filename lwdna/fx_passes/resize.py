@@ -25,6 +25,7 @@ from lwdna.fx_passes.literals import (
     holds_tensors,
     repair,
 )
+from lwdna.fx_passes.members import named_modules, named_tensors
 from lwdna.fx_passes.mode_reads import set_mode
 from lwdna.fx_passes.module import copy_with, meta_twin, reassemble, tree_of
 from lwdna.fx_passes.regions import graphs
@@ -58,9 +59,10 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
     """
     graph.check(copies)
     generator = torch.Generator().manual_seed(seed)
+    parameters, buffers = named_tensors(gm)
     new_tensors = {
         id(tensor): _resized(name, tensor, graph, copies, generator)
-        for name, tensor in (*gm.named_parameters(), *gm.named_buffers())
+        for name, tensor in (*parameters.items(), *buffers.items())
     }
 
     def replacement(old: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ def _fit(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> N
 
 
 def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
-    submodules = dict(root.named_modules(remove_duplicate=False))
+    submodules = dict(named_modules(root, again=True))
     for node in code.nodes:
         if node.op != "call_module":
             continue

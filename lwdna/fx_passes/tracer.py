@@ -23,6 +23,7 @@ from lwdna.fx_passes.gradients import Gradients
 from lwdna.fx_passes.hints import Evaluation, to_meta
 from lwdna.fx_passes.interface import FEATURES, Call
 from lwdna.fx_passes.kernels import MetaMode
+from lwdna.fx_passes.members import named_tensors
 from lwdna.fx_passes.mode_reads import is_own_layer, watched_mode
 from lwdna.fx_passes.modes import CONSTANT
 from lwdna.fx_passes.module import FUNCTIONS, CalledFunction
@@ -147,9 +148,9 @@ class HintedTracer(torch.fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> torch.fx.Graph:
         """Trace with factories patched and recorded; see :class:`torch.fx.Tracer`."""
-        named = (*root.named_parameters(), *root.named_buffers())
-        self._names = {id(tensor): name for name, tensor in reversed(named)}
-        self._tensors = dict(named)
+        parameters, buffers = named_tensors(root)
+        self._tensors = {**parameters, **buffers}
+        self._names = {id(tensor): name for name, tensor in reversed(self._tensors.items())}
         self.gradients = Gradients(root, self._tensors, self._detach)
         self._watch_features(root)
         watched = watched_mode(self._asked)
