@@ -83,6 +83,36 @@ def restricted(factors: Ids, copies: Ids) -> Ids:
     return result
 
 
+class Resizing:
+    """What becomes of channel vectors under copies, worked out once for equal vectors.
+
+    Args:
+        copies: copies of each unit, completed, shape (units,).
+        factors: see the module, shape (units, R).
+    """
+
+    def __init__(self, copies: Ids, factors: Ids) -> None:
+        self._copies, self._factors = copies, factors
+        self._lengths: dict[bytes, int] = {}
+        self._entries: dict[bytes, tuple[Ids, Ids] | None] = {}
+
+    def length(self, vector: Ids) -> int:
+        """New length of a dimension with this vector."""
+        key = vector.tobytes()
+        if key not in self._lengths:
+            self._lengths[key] = int(self._copies[vector].sum())
+        return self._lengths[key]
+
+    def entries(self, vector: Ids) -> tuple[Ids, Ids] | None:
+        """The :func:`entry_map` of a vector; None if it stays as it is."""
+        key = vector.tobytes()
+        if key not in self._entries:
+            same = bool((self._copies[vector] == 1).all())
+            known = None if same else entry_map(vector, self._copies, self._factors)
+            self._entries[key] = known
+        return self._entries[key]
+
+
 def mapped(copies: Ids, factors: Ids) -> Callable[[Ids], Ids]:
     """Vector of a dimension -> vector of the resized dimension, in new units; with a memory."""
     first = np.cumsum(copies) - copies

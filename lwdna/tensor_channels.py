@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lwdna.channels import Ids, Vectors
+from lwdna.channels import Vectors
+from lwdna.copies import Resizing
 from lwdna.trees import tree_leaves
 
 
@@ -23,10 +24,10 @@ class TensorChannels:
         """A meta tensor of this shape and dtype."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
-    def resized(self, copies: Ids) -> TensorChannels:
-        """The same with the new shape under ``copies`` (units,), and no vectors."""
+    def resized(self, resizing: Resizing) -> TensorChannels:
+        """The same with its new shape, and no vectors."""
         shape = (
-            n if v is None else int(copies[v].sum())
+            n if v is None else resizing.length(v)
             for n, v in zip(self.shape, self.vectors, strict=True)
         )
         return replace(self, shape=tuple(shape), vectors=(None,) * len(self.shape))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lwdna.channels import ChannelSpace, Ids, Slot
 from lwdna.choices import choose_axis, resolve
-from lwdna.copies import completed, entry_map
+from lwdna.copies import Resizing, completed, entry_map
 
 N = 12
 ids = st.lists(st.integers(0, N - 1), min_size=1, max_size=6)
@@ -359,3 +359,18 @@ def test_keeping_the_originals_undoes_any_widening(data: st.DataObject) -> None:
     assert entries[number == 0].tolist() == np.flatnonzero(copies[vector]).tolist()
     for entry in range(len(vector)):
         assert sorted(number[entries == entry]) == list(range(copies[vector[entry]]))
+
+
+def test_what_becomes_of_equal_vectors_is_worked_out_once() -> None:
+    copies = np.array([1, 0, 2, 1])
+    resizing = Resizing(copies, np.zeros((4, 0), dtype=np.int64))
+    for _ in range(2):
+        for vector in (np.array([0, 3]), np.array([2, 2, 1, 0]), np.array([1, 3])):
+            assert resizing.length(vector) == copies[vector].sum()
+            found = resizing.entries(vector)
+            if (copies[vector] == 1).all():
+                assert found is None
+            else:
+                assert found is not None and found is resizing.entries(vector.copy())
+                for ours, theirs in zip(found, entry_map(vector, copies), strict=True):
+                    assert np.array_equal(ours, theirs)

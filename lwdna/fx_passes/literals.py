@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from lwdna.channels import Vector
+from lwdna.copies import Resizing
 from lwdna.errors import ResizeError
-from lwdna.graph import ChannelGraph, Copies
+from lwdna.graph import ChannelGraph
 from lwdna.tensor_channels import TensorChannels
 from lwdna.trees import tree_leaves, tree_map_only
 
@@ -32,18 +33,18 @@ class Repair:
     Attributes:
         node: the node, in the new graph; repairs rewrite its arguments.
         graph: the channel graph of the original network.
-        copies: copies of each unit.
+        resizing: what becomes of channel vectors.
         values: what each node of the new graph has returned so far (meta tensors, numbers).
     """
 
     node: Node
     graph: ChannelGraph
-    copies: Copies
+    resizing: Resizing
     values: Mapping[Node, Any]
 
     def length(self, vector: Vector, size: int) -> int:
         """New length of a dimension."""
-        return size if vector is None else int(self.copies[vector].sum())
+        return size if vector is None else self.resizing.length(vector)
 
     def shape(self, channels: TensorChannels) -> tuple[int, ...]:
         """New shape of a tensor."""
@@ -86,7 +87,7 @@ class Repair:
     def fact(self, key: str) -> int | None:
         """New value of an operator quantity, if the analysis tied it to channels."""
         vector = self.graph.facts.get(self.node.name, {}).get(key)
-        return None if vector is None else int(self.copies[vector].sum())
+        return None if vector is None else self.resizing.length(vector)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name."""

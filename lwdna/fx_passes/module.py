@@ -151,7 +151,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
     if isinstance(old, nn.Parameter):
-        return nn.Parameter(new.detach(), requires_grad=old.requires_grad)
+        return nn.Parameter(new, requires_grad=old.requires_grad)
     return new.detach()
 
 
@@ -276,10 +276,12 @@ def tree_of(gm: GraphModule) -> nn.Module:
 
 def assemble(root: nn.Module, graph: Graph, name: str) -> CapturedModule:
     """A captured module with the tree of ``root`` and the code of ``graph``."""
-    gm = CapturedModule(root, graph, class_name=name)
+    # With a graph, GraphModule would first build a tree of its own, of what the graph calls.
+    gm = CapturedModule(nn.Module(), Graph(), class_name=name)
     for attribute in _TREE:
         setattr(gm, attribute, getattr(root, attribute))
     gm.training = root.training
+    gm.graph = graph
     return gm
 
 

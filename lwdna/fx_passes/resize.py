@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 import lwdna.fx_passes.literal_rules  # noqa: F401  (registers the repairs)
 from lwdna.channels import Ids
-from lwdna.copies import entry_map
+from lwdna.copies import Resizing
 from lwdna.errors import ResizeError
 from lwdna.fx_passes import init_law, interface, modules
 from lwdna.fx_passes._base import captured, described, graph_pass, own_state
@@ -58,10 +58,11 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
     Source: torch.fx (https://docs.pytorch.org/docs/stable/fx.html), "direct graph manipulation".
     """
     graph.check(copies)
+    resizing = Resizing(copies, graph.factors)
     generator = torch.Generator().manual_seed(seed)
     parameters, buffers = named_tensors(gm)
     new_tensors = {
-        id(tensor): _resized(name, tensor, graph, copies, generator)
+        id(tensor): _resized(name, tensor, graph, resizing, generator)
         for name, tensor in (*parameters.items(), *buffers.items())
     }
 
@@ -71,22 +72,22 @@ def resize(gm: nn.Module, graph: ChannelGraph, copies: Copies, *, seed: int = 0)
 
     if isinstance(gm, GraphModule):
         root, code = copy_with(tree_of(gm), replacement), deepcopy(gm.graph)
-        _fit(root, code, graph, copies)
+        _fit(root, code, graph, resizing)
         whole = reassemble(gm, root, code)
-        _update_uncalled(whole, graph, copies)
+        _update_uncalled(whole, graph, resizing)
         interface.update(whole, graph, copies)
         return whole
     new: nn.Module = copy_with(gm, replacement)
     for path, part in graphs(new).items():
-        _fit(tree_of(part), part.graph, graph.part(path), copies)
+        _fit(tree_of(part), part.graph, graph.part(path), resizing)
         part.recompile()
         interface.update(part, graph.part(path), copies)
-    _update_uncalled(new, graph, copies)
+    _update_uncalled(new, graph, resizing)
     return new
 
 
 def _resized(
-    name: str, tensor: Tensor, graph: ChannelGraph, copies: Copies, generator: torch.Generator
+    name: str, tensor: Tensor, graph: ChannelGraph, resizing: Resizing, generator: torch.Generator
 ) -> Tensor:
     vectors = graph.tensors.get(name)
     new = tensor.detach()
@@ -94,9 +95,10 @@ def _resized(
         return new.clone()
     fresh: list[tuple[int, Ids]] = []
     for dim, vector in enumerate(vectors):
-        if vector is None or (copies[vector] == 1).all():
+        changed = None if vector is None else resizing.entries(vector)
+        if changed is None:
             continue
-        entries, copy = entry_map(vector, copies, graph.factors)
+        entries, copy = changed
         new = new.index_select(dim, torch.as_tensor(entries, device=new.device))
         if copy.any():
             fresh.append((dim, copy))
@@ -149,13 +151,13 @@ def _fan_of_bias(name: str, graph: ChannelGraph) -> int | None:
     return None if inputs is None else len(inputs) * graph.roles[weight].kernel
 
 
-def _fit(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+def _fit(root: nn.Module, code: Graph, graph: ChannelGraph, resizing: Resizing) -> None:
     """Bring what a tree and a graph say in numbers up to date with the new tensors."""
-    _update_modules(root, code, graph, copies)
-    _repair_literals(root, code, graph, copies)
+    _update_modules(root, code, graph, resizing)
+    _repair_literals(root, code, graph, resizing)
 
 
-def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, resizing: Resizing) -> None:
     submodules = dict(named_modules(root, again=True))
     for node in code.nodes:
         if node.op != "call_module":
@@ -164,17 +166,17 @@ def _update_modules(root: nn.Module, code: Graph, graph: ChannelGraph, copies: C
         if modules.has_widths(module):
             value = graph.values[node.name]
             known = isinstance(value, TensorChannels)
-            shape = value.resized(copies).shape if known else ()
-            modules.update(module, _counts(graph, node.name, copies), shape)
+            shape = value.resized(resizing).shape if known else ()
+            modules.update(module, _counts(graph, node.name, resizing), shape)
 
 
-def _counts(graph: ChannelGraph, node: str, copies: Copies) -> dict[str, int]:
+def _counts(graph: ChannelGraph, node: str, resizing: Resizing) -> dict[str, int]:
     """The channel counts that an operator is given beside its tensors."""
     facts = graph.facts.get(node, {})
-    return {key: int(copies[v].sum()) for key, v in facts.items() if v is not None}
+    return {key: resizing.length(v) for key, v in facts.items() if v is not None}
 
 
-def _update_uncalled(net: nn.Module, graph: ChannelGraph, copies: Copies) -> None:
+def _update_uncalled(net: nn.Module, graph: ChannelGraph, resizing: Resizing) -> None:
     """Layers have widths, too, where the code takes their tensors and does not call them."""
     for region, part in graphs(net).items():
         for node in part.graph.nodes:
@@ -182,21 +184,23 @@ def _update_uncalled(net: nn.Module, graph: ChannelGraph, copies: Copies) -> Non
                 continue
             name = f"{region}.{node.target}" if region else str(node.target)
             vectors = graph.tensors.get(name, ())
-            if all(v is None or (copies[v] == 1).all() for v in vectors):
+            if all(v is None or resizing.entries(v) is None for v in vectors):
                 continue
             module = net.get_submodule(name.rpartition(".")[0])
             if modules.has_widths(module):
                 users = [f"{region}.{n.name}" if region else n.name for n in node.users]
-                counts = [_counts(graph, user, copies) for user in users]
+                counts = [_counts(graph, user, resizing) for user in users]
                 modules.update(module, {k: n for found in counts for k, n in found.items()}, ())
 
 
 class _LiteralRepair(NodeRunner):
     """Runs the new graph on meta tensors, repairing each node before it runs."""
 
-    def __init__(self, twin: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+    def __init__(
+        self, twin: nn.Module, code: Graph, graph: ChannelGraph, resizing: Resizing
+    ) -> None:
         super().__init__(twin, code, free=False)
-        self.channels, self.copies = graph, copies
+        self.channels, self.resizing = graph, resizing
 
     def run_nodes(self, *args: Any) -> None:
         """Run and repair; the graph may lose and gain nodes on the way."""
@@ -207,7 +211,7 @@ class _LiteralRepair(NodeRunner):
     def _step(self, node: Node) -> None:
         if drop_broken_assertion(node, self.env):
             return
-        context = Repair(node, self.channels, self.copies, self.env)
+        context = Repair(node, self.channels, self.resizing, self.env)
         before = node.prev
         repair(context)
         for added in _between(before, node):
@@ -232,19 +236,19 @@ def _between(before: Node, node: Node) -> list[Node]:
     return added[::-1]
 
 
-def _inputs(graph: ChannelGraph, copies: Copies) -> tuple[Any, ...]:
+def _inputs(graph: ChannelGraph, resizing: Resizing) -> tuple[Any, ...]:
     """What the resized graph is given: a part of a network takes channels that change."""
     if not graph.calls:
         return graph.inputs
     given: tuple[Any, ...] = graph.calls[""][0]
-    return tuple(tree_map_only(TensorChannels, lambda t: t.resized(copies).empty(), given))
+    return tuple(tree_map_only(TensorChannels, lambda t: t.resized(resizing).empty(), given))
 
 
-def _repair_literals(root: nn.Module, code: Graph, graph: ChannelGraph, copies: Copies) -> None:
+def _repair_literals(root: nn.Module, code: Graph, graph: ChannelGraph, resizing: Resizing) -> None:
     twin = meta_twin(root)
     set_mode(twin, training=False)
     with torch.inference_mode(), torch.device("meta"), MetaMode():
-        _LiteralRepair(twin, code, graph, copies).run(*_inputs(graph, copies))
+        _LiteralRepair(twin, code, graph, resizing).run(*_inputs(graph, resizing))
     for node in reversed(code.nodes):  # numbers that repairs have made superfluous
         number = node.op == "call_function" and not holds_tensors(graph.values.get(node.name))
         if number and not node.users and not node.is_impure():

@@ -175,6 +175,10 @@ class HintedTracer(torch.fx.Tracer):
             return a.node
         if type(a) in _PLAIN:
             return a
+        if type(a) in (tuple, list):
+            return type(a)(map(self.create_arg, a))
+        if type(a) is dict and all(type(key) is str for key in a):
+            return {key: self.create_arg(value) for key, value in a.items()}
         if isinstance(a, Tensor) and id(a) in self._names:
             return self.create_node("get_attr", self._names[id(a)], (), {})
         if is_dataclass(a) and hides_tensors(a):
