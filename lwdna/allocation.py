@@ -1,4 +1,4 @@
-"""Which blocks of channels a budget keeps: the global threshold, and saliency per cost."""
+"""Which blocks a budget keeps: the global threshold, balanced limits, and saliency per cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import numpy as np
 from lwdna.blocks import Blocks, Floats
 from lwdna.channels import Ids
 
+#: Rounds of tilting, at most; the share of every limit that is as good as all of it, the gain in
+#: the use of the least used limit that is worth another round, and the widest tilt between two
+#: classes (a class may cost nothing in one of the metrics).
+TILTS = 40
+USED_UP = 0.99
+WORTH_TILTING = 0.002
+STEEPEST = 1e4
 #: Rounds of pricing per starting point, at most; rounds without progress that end them, and the
 #: share of the best saliency that counts as progress (each round halves what is left to gain).
 ROUNDS = 24
@@ -85,6 +92,56 @@ def threshold(blocks: Blocks) -> tuple[Ids, float]:
     """
     levels, kept = fill(blocks, np.zeros_like(blocks.height), np.arange(len(blocks.of)))
     return levels, float(blocks.mean[kept - 1]) if kept else float("inf")
+
+
+def balanced(blocks: Blocks) -> tuple[Ids, float | None]:
+    """The threshold, tilted until no limit is left unused while another one binds.
+
+    With several limits one threshold stops at the first that binds. Where that limit's cost is in
+    other classes than the others' (MACs in early layers, params in late ones), most of another
+    budget may be left. So the threshold of a class is multiplied by the product over metrics of
+    (what a channel of the class costs, as a share of the limit) to the power of an exponent; the
+    exponents sum to 0, grow for limits that are used more than the others, and are the smallest
+    that were found to use up all. One limit, or classes that cost alike, leave the one threshold.
+
+    Returns:
+        (levels, saliency of the last block above the threshold; None for tilted ones).
+    """
+    levels, cut = threshold(blocks)
+    tilts = _tilts(blocks)
+    if not tilts.any():
+        return levels, cut
+    worth = blocks.mean - min(0.0, blocks.mean.min(initial=0.0))
+    exponents, step, before = np.zeros(len(tilts)), 1.0, np.zeros(len(tilts))
+    best, least, tilted = levels, _use(blocks, levels).min(), False
+    for _ in range(TILTS):
+        if least >= USED_UP:
+            break
+        use = np.log(_use(blocks, levels))
+        pull = use - use.mean()
+        step *= 0.5 if pull @ before < 0 else 1.1  # beyond the balance, or still before it
+        exponents, before = exponents + step * pull, pull
+        factor = np.exp(-(exponents @ tilts))[blocks.of]
+        levels, _ = fill(blocks, np.zeros_like(levels), np.argsort(-worth * factor, kind="stable"))
+        if _use(blocks, levels).min() > least + WORTH_TILTING:
+            best, least, tilted = levels, _use(blocks, levels).min(), True
+    return best, None if tilted else cut
+
+
+def _tilts(blocks: Blocks) -> Floats:
+    """Log of a unit's price in each limit, less its mean over limits; shape (M, C)."""
+    full = blocks.widths(blocks.height)
+    prices = -blocks.pricing.prices(full, -np.ones_like(full)) / blocks.limits[:, None]
+    dearest = prices.max(axis=0, initial=0.0)
+    log = np.log(np.maximum(prices, dearest / STEEPEST) + (dearest == 0))
+    tilts: Floats = log - log.mean(axis=0)
+    return tilts
+
+
+def _use(blocks: Blocks, levels: Ids) -> Floats:
+    """Used share of each limit."""
+    used: Floats = blocks.pricing.cost(blocks.widths(levels)) / blocks.limits
+    return used
 
 
 def saliency_per_cost(blocks: Blocks, start: Ids) -> Ids:

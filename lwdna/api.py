@@ -56,7 +56,7 @@ def shrink(
     criterion: str | Criterion = "latent-grad",
     scoring: Scoring | None = None,
     constraints: Constraints | None = None,
-    allocation: Allocation = "threshold",
+    allocation: Allocation = "balanced",
     latency: LatencyTable | None = None,
     weights: Weights | None = None,
     outputs: Outputs = "fixed",
@@ -97,7 +97,8 @@ def shrink(
         scoring: number of batches, SGD steps between them, precision, memory
             (:class:`Scoring`).
         constraints: floors, divisors, caps, ties and frozen groups (:class:`Constraints`).
-        allocation: ``"threshold"``, the paper's one threshold over all channels, or
+        allocation: ``"balanced"``, the paper's one threshold over all channels, tilted where the
+            budget has several limits so that all are used; ``"threshold"``, never tilted;
             ``"saliency-per-cost"``; see :func:`lwdna.select`.
         latency: of the model's operators (:func:`lwdna.measure_latency`), for a budget of latency;
             the result's :class:`Dna` has the predicted latencies then. Without ``constraints``,

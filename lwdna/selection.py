@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lwdna.allocation import saliency_per_cost, threshold
+from lwdna.allocation import balanced, saliency_per_cost, threshold
 from lwdna.blocks import Blocks, make_blocks
 from lwdna.budget import check_attainable, rules_range
 from lwdna.channels import Ids
@@ -23,7 +23,7 @@ from lwdna.errors import ScoringError
 from lwdna.graph import ChannelGraph, Copies
 from lwdna.width_rules import WidthRules, resolve
 
-Allocation = Literal["threshold", "saliency-per-cost"]
+Allocation = Literal["balanced", "threshold", "saliency-per-cost"]
 
 #: What a selection uses less than this of every limit, it explains.
 WELL_USED = 0.995
@@ -39,7 +39,7 @@ class Selection:
         used: metric -> used fraction of its limit, at most 1.
         threshold: saliency of the last block that the global threshold kept; ``inf`` if the
             floors are all it kept. What was given back afterwards lies below it. ``None`` if no
-            threshold made the selection.
+            single threshold made the selection.
         note: why less than 99.5 % of every limit is used; ``None`` if one is.
     """
 
@@ -56,14 +56,19 @@ def select(
     limits: Mapping[str, int],
     *,
     constraints: Constraints | None = None,
-    allocation: Allocation = "threshold",
+    allocation: Allocation = "balanced",
 ) -> Selection:
     """Keep the most salient channels that the budget allows.
 
     Each group's units are sorted by saliency and cut into blocks, one for each step from an
     allowed width to the next (one unit, unless there is a divisor); tied groups take their steps
     together. A block's saliency is its units' mean. Within a group the most salient stay, and no
-    block that was left out fits any more, in both allocations:
+    block that was left out fits any more, in all allocations:
+
+    ``"balanced"``: as ``"threshold"`` where that uses all limits, one limit above all. Otherwise a
+    group's threshold is raised the more of the scarce limit, and lowered the more of the others,
+    a channel of the group costs, just so far that all limits are used (as far as they can be).
+    Saliencies below 0 are shifted to 0 for that.
 
     ``"threshold"``: all blocks at and above one global threshold are kept, the lowest threshold
     that stays within every limit. Then the blocks below it are offered, in descending order, what
@@ -110,11 +115,11 @@ def select(
     _check_saliency(graph, saliency)
     check_attainable(limits, rules_range(graph, rules))
     blocks = make_blocks(graph, np.asarray(saliency, dtype=np.float64), rules, limits)
-    levels, cut = threshold(blocks)
-    kept_above: float | None = cut
+    kept_above: float | None
+    levels, kept_above = balanced(blocks) if allocation == "balanced" else threshold(blocks)
     if allocation == "saliency-per-cost":
         better = saliency_per_cost(blocks, levels)
-        kept_above = cut if better is levels else None
+        kept_above = kept_above if better is levels else None
         levels = better
     cost = graph.cost_model(blocks.group_widths(levels))
     used = {metric: cost[metric] / limit for metric, limit in limits.items()}

@@ -1,9 +1,10 @@
-"""Selection: by hand, against its definition, and its properties for both allocations."""
+"""Selection: by hand, against its definition, and its properties for all allocations."""
 
 from __future__ import annotations
 
 import time
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -233,7 +234,7 @@ def by_definition(
     return widths
 
 
-ALLOCATIONS = ("threshold", "saliency-per-cost")
+ALLOCATIONS = get_args(Allocation)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -267,7 +268,7 @@ def test_properties(allocation: Allocation, problem: Problem) -> None:
 @given(problems())
 def test_the_threshold_is_what_it_is_defined_to_be(problem: Problem) -> None:
     graph, saliency, limits, constraints = problem
-    selection = select(graph, saliency, limits, constraints=constraints)
+    selection = select(graph, saliency, limits, constraints=constraints, allocation="threshold")
     expected = by_definition(graph, saliency, limits, constraints)
     np.testing.assert_array_equal(graph.widths_of(selection.copies), expected)
 
@@ -350,7 +351,7 @@ def test_budget_above_the_network() -> None:
         ({"limits": {"flops": 50}}, ValueError, "flops"),
         ({"limits": {"macs": 0}}, ValueError, "limit macs=0: a positive int"),
         ({"limits": {"macs": 50.0}}, ValueError, "limit macs=50.0"),
-        ({"allocation": "best"}, ValueError, "allocation='best': one of threshold, saliency-per"),
+        ({"allocation": "best"}, ValueError, "allocation='best': one of balanced, threshold"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
