@@ -108,8 +108,8 @@ def shrink(
             (:func:`lwdna.fx_passes.reinitialise.reinitialise`);
             ``"inherit"``, the model's own, sliced (and fresh where it was widened). By default
             ``"inherit"`` if nothing is widened and the model looks trained; otherwise ``"hyper"``
-            for the latent criteria on networks with batch norms, and ``"fresh"`` for the others:
-            without norms, activations grow through generated weights from layer to layer.
+            for networks with batch norms, and ``"fresh"`` for the others: without norms,
+            activations grow through generated weights from layer to layer.
         outputs: ``"free"`` lets the channels of the network's outputs change, too (a backbone's
             feature maps); see :func:`lwdna.analyse`.
         policy: which axis of a choice point may change (heads or head_dim, ...), or ``"both"``; see
@@ -187,7 +187,7 @@ def shrink(
         if weights is None:
             grows = wide_graph.units > graph.units
             trained = not grows and looks_trained(model)
-            weights = "inherit" if trained else _default_weights(chosen, captured)
+            weights = "inherit" if trained else _default_weights(captured)
         if weights == "hyper":
             _generate(wide, context, chosen)
         net = shrink_graph(wide, wide_graph, selection.copies)
@@ -266,10 +266,10 @@ def _make_alike(ranks: Ranks, captured: nn.Module, arguments: Mapping[str, Any])
     ranks.broadcast_([t.detach() for t in (*captured.parameters(), *captured.buffers())])
 
 
-def _default_weights(criterion: NamedCriterion, captured: nn.Module) -> Weights:
-    """The paper's where the criterion is and batch norms take up their scale; else fresh ones."""
+def _default_weights(captured: nn.Module) -> Weights:
+    """The paper's, where batch norms take up the scale of what is generated; else fresh ones."""
     normalised = any(name.endswith("running_var") for name, _ in captured.named_buffers())
-    return "hyper" if normalised and criterion.name.startswith("latent-") else "fresh"
+    return "hyper" if normalised else "fresh"
 
 
 def _generate(wide: nn.Module, context: ScoringContext, criterion: NamedCriterion) -> None:

@@ -156,7 +156,7 @@ def trained(net: Net) -> Net:
         ("latent-grad", 2.0, True, "hyper"),
         ("latent-grad", 1.0, False, "hyper"),
         ("latent-grad", 1.0, True, "inherit"),
-        ("magnitude", 2.0, False, "fresh"),
+        ("magnitude", 2.0, False, "hyper"),
         ("magnitude", 1.0, True, "inherit"),
     ],
 )

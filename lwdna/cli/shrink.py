@@ -49,6 +49,14 @@ from lwdna.cli.command import Answer, command
 @options.pairs(
     "--criterion-arg", "criterion_arguments", "Option of the criterion: normalize=false."
 )
+@click.option(
+    "--allocation",
+    type=click.Choice(["balanced", "threshold", "saliency-per-cost"]),
+    default="balanced",
+    show_default=True,
+    help="How groups share the budget: one threshold, tilted so that all limits are used; the "
+    "paper's one threshold; or what a channel is worth against what it costs.",
+)
 @click.option("--batches", type=click.IntRange(1), default=2, show_default=True, help="To score.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images in each."
@@ -126,6 +134,7 @@ def _shrunk(
         "criterion": criterion,
         "scoring": lwdna.Scoring(batches=given["batches"], micro_batch=given["micro_batch"]),
         "constraints": options.constraints_of(given),
+        "allocation": given["allocation"],
         "weights": given["weights"],
         "policy": given["policy"],
         "seed": given["seed"],

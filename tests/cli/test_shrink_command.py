@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from PIL import Image
 
 import lwdna
 from lwdna.cli.images import batches
+from lwdna.selection import Allocation
 from tests.cli.commands import PLAIN, SMALL, answer, run
 
 X = torch.empty(2, 3, 16, 16, device="meta")
@@ -46,6 +47,13 @@ def test_without_data_it_is_the_librarys_result() -> None:
     constraints = lwdna.Constraints(divisor=2, floors=lwdna.Floors(fraction=0.3), freeze=("stem",))
     expected = by_api(seed=3, widen=1.0, constraints=constraints, criterion="magnitude")
     assert answer(*BLIND, *options)["dna"] == expected
+
+
+@pytest.mark.parametrize("allocation", get_args(Allocation))
+def test_every_allocation_is_offered(allocation: str) -> None:
+    given = ("--params", "0.6", "--allocation", allocation)
+    found = answer(*BLIND, *given)["dna"]
+    assert found["settings"]["allocation"] == allocation
 
 
 def test_on_images_it_is_the_librarys_result(photos: Path) -> None:
