@@ -108,8 +108,8 @@ def _require_one_graph(context: ScoringContext, name: str) -> None:
     if context.graph.calls:
         raise ScoringError(
             f"criterion {name!r} follows what flows through one graph; "
-            f"{type(context.network).__name__} was captured in parts: score with 'latent-grad', "
-            "'taylor' or 'magnitude'"
+            f"{type(context.network).__name__} was captured in parts: score with 'taylor', "
+            "'latent-grad' or 'magnitude'"
         )
 
 
