@@ -152,12 +152,21 @@ def laws(tensors: Mapping[str, Tensor], fans: Mapping[str, Fans]) -> dict[str, I
             found[name] = InitLaw(kind, s.mean, s.std, "fixed", usual=False)
         else:
             spread[name] = s
-    if spread:
-        own = [fans.get(name) for name in spread]
+    # Biases are drawn by statements of their own, and their few entries fit many laws: they are
+    # read together, apart from weights, whose law would explain them by sheer number.
+    biases = {name for name in spread if _is_bias(fans.get(name))}
+    for names in ([n for n in spread if n not in biases], [n for n in spread if n in biases]):
+        if not names:
+            continue
+        own = [fans.get(name) for name in names]
         table = {scale: _column(own, scale) for scale in get_args(Scale)}
-        for name, law in zip(spread, search(list(spread.values()), table), strict=True):
+        for name, law in zip(names, search([spread[n] for n in names], table), strict=True):
             found[name] = InitLaw(law.family, 0.0, law.std, law.scale, law.usual)
     return found
+
+
+def _is_bias(fans: Fans | None) -> bool:
+    return fans is not None and fans.fan_out is None
 
 
 def _constant(tensor: Tensor, *, has_fans: bool) -> bool:

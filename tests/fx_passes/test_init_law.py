@@ -171,6 +171,20 @@ def test_a_fixed_deviation_that_meets_a_fan_by_chance_stays_fixed() -> None:
     assert detect(net[1].weight, 2500, 700).scale == "fan_in"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_short_bias_does_not_follow_the_law_of_the_weights(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(*(nn.Conv2d(32, 32, 3, bias=False) for _ in range(12)), nn.Linear(32, 10))
+    for conv in net[:-1]:
+        nn.init.kaiming_normal_(conv.weight)
+    found = laws(dict(net.named_parameters()), fans_of(net))
+    bias, weight = found["12.bias"], found["0.weight"]
+    assert bias is not None and weight is not None
+    assert (weight.kind, weight.scale) == ("normal", "fan_in")
+    assert (bias.kind, bias.scale) == ("uniform", "fan_in")
+    assert bias.std == pytest.approx((1 / 3 / 32) ** 0.5)  # torch's default
+
+
 def test_default_biases_follow_the_fan_in_of_their_weight() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
