@@ -53,7 +53,7 @@ def shrink(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     step_fn: Callable[[Any, Any], Tensor] | None = None,
     widen: Multiplier = 2.0,
-    criterion: str | Criterion = "taylor",
+    criterion: str | Criterion = "latent-grad",
     scoring: Scoring | None = None,
     constraints: Constraints | None = None,
     allocation: Allocation = "balanced",

@@ -41,7 +41,7 @@ from lwdna.cli.command import Answer, command
 @click.option("--fake-data", is_flag=True, help="Score on noise: a dry run.")
 @click.option(
     "--criterion",
-    default="taylor",
+    default="latent-grad",
     show_default=True,
     metavar="NAME",
     help="What a channel is worth: see `lwdna criteria`.",

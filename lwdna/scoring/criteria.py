@@ -130,7 +130,7 @@ def _checked(function: Callable[..., Any], name: str, options: dict[str, Any]) -
     return options
 
 
-def score(context: ScoringContext, name: str | Criterion = "taylor") -> Saliency:
+def score(context: ScoringContext, name: str | Criterion = "latent-grad") -> Saliency:
     """Saliency of every channel unit by one criterion; the network stays as it was.
 
     Args:
