@@ -25,8 +25,8 @@ def test_the_benchmark_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = json.loads(file.read_text())
     assert found["bars"][0]["met"]
     runs = found["networks"]["chain"]["runs"]
-    assert [len(run["limits"]) for run in runs] == [1, 1, 2, 2]
+    assert [len(run["limits"]) for run in runs] == [1, 1, 1, 2, 2, 2]
     for run in runs:
         assert all(0.9 < used <= 1 for used in run["used"].values() if len(run["used"]) == 1)
-    threshold, per_cost = runs[:2]
-    assert per_cost["kept_saliency"] >= threshold["kept_saliency"]
+    kept = {run["allocation"]: run["kept_saliency"] for run in runs[:3]}
+    assert kept["saliency-per-cost"] >= kept["threshold"] == kept["balanced"]  # of one limit
