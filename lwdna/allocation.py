@@ -7,8 +7,8 @@ import numpy as np
 from lwdna.blocks import Blocks, Floats
 from lwdna.channels import Ids
 
-#: Rounds of tilting, at most; the share of every limit that is as good as all of it, the gain in
-#: the use of the least used limit that is worth another round, and the widest tilt between two
+#: Rounds of tilting, at most; the share of the wanted use that is as good as all of it, the gain
+#: in the use of the least used limit that is worth a tilt, and the widest tilt between two
 #: classes (a class may cost nothing in one of the metrics).
 TILTS = 40
 USED_UP = 0.99
@@ -95,14 +95,15 @@ def threshold(blocks: Blocks) -> tuple[Ids, float]:
 
 
 def balanced(blocks: Blocks) -> tuple[Ids, float | None]:
-    """The threshold, tilted until no limit is left unused while another one binds.
+    """The threshold, tilted until each limit is used as much as uniform widths would use it.
 
     With several limits one threshold stops at the first that binds. Where that limit's cost is in
-    other classes than the others' (MACs in early layers, params in late ones), most of another
-    budget may be left. So the threshold of a class is multiplied by the product over metrics of
-    (what a channel of the class costs, as a share of the limit) to the power of an exponent; the
-    exponents sum to 0, grow for limits that are used more than the others, and are the smallest
-    that were found to use up all. One limit, or classes that cost alike, leave the one threshold.
+    other classes than the others' (MACs in early layers, params in late ones), much of another
+    budget may be left that uniform widths would use. So the threshold of a class is multiplied by
+    the product over metrics of (what a channel of the class costs, as a share of the limit) to the
+    power of an exponent; the exponents sum to 0, grow for limits that are used more than the
+    others, and are the first that were found to use up all. A limit that uniform widths leave
+    loose stays loose. One limit, or classes that cost alike, leave the one threshold.
 
     Returns:
         (levels, saliency of the last block above the threshold; None for tilted ones).
@@ -111,21 +112,33 @@ def balanced(blocks: Blocks) -> tuple[Ids, float | None]:
     tilts = _tilts(blocks)
     if not tilts.any():
         return levels, cut
+    wanted = _use(blocks, _uniform(blocks))
     worth = blocks.mean - min(0.0, blocks.mean.min(initial=0.0))
     exponents, step, before = np.zeros(len(tilts)), 1.0, np.zeros(len(tilts))
-    best, least, tilted = levels, _use(blocks, levels).min(), False
+    use = _use(blocks, levels) / wanted
+    best, least, tilted = levels, use.min(), False
     for _ in range(TILTS):
         if least >= USED_UP:
             break
-        use = np.log(_use(blocks, levels))
-        pull = use - use.mean()
+        pull = np.log(use) - np.log(use).mean()
         step *= 0.5 if pull @ before < 0 else 1.1  # beyond the balance, or still before it
         exponents, before = exponents + step * pull, pull
         factor = np.exp(-(exponents @ tilts))[blocks.of]
         levels, _ = fill(blocks, np.zeros_like(levels), np.argsort(-worth * factor, kind="stable"))
-        if _use(blocks, levels).min() > least + WORTH_TILTING:
-            best, least, tilted = levels, _use(blocks, levels).min(), True
+        use = _use(blocks, levels) / wanted
+        if use.min() > least + WORTH_TILTING:
+            best, least, tilted = levels, use.min(), True
     return best, None if tilted else cut
+
+
+def _uniform(blocks: Blocks) -> Ids:
+    """The configuration in which every class climbs the same share of its ladder."""
+    height = blocks.height[blocks.of]
+    return fill(
+        blocks,
+        np.zeros_like(blocks.height),
+        np.argsort((_position(blocks.of, len(blocks.height)) + 1) / height, kind="stable"),
+    )[0]
 
 
 def _tilts(blocks: Blocks) -> Floats:

@@ -98,8 +98,8 @@ def shrink(
             (:class:`Scoring`).
         constraints: floors, divisors, caps, ties and frozen groups (:class:`Constraints`).
         allocation: ``"balanced"``, the paper's one threshold over all channels, tilted where the
-            budget has several limits so that all are used; ``"threshold"``, never tilted;
-            ``"saliency-per-cost"``; see :func:`lwdna.select`.
+            budget has several limits, so that each is used as uniform widths would use it;
+            ``"threshold"``, never tilted; ``"saliency-per-cost"``; see :func:`lwdna.select`.
         latency: of the model's operators (:func:`lwdna.measure_latency`), for a budget of latency;
             the result's :class:`Dna` has the predicted latencies then. Without ``constraints``,
             widths are multiples of the divisor that was measured.

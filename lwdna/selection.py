@@ -67,8 +67,8 @@ def select(
 
     ``"balanced"``: as ``"threshold"`` where that uses all limits, one limit above all. Otherwise a
     group's threshold is raised the more of the scarce limit, and lowered the more of the others,
-    a channel of the group costs, just so far that all limits are used (as far as they can be).
-    Saliencies below 0 are shifted to 0 for that.
+    a channel of the group costs, just so far that each limit is used as much as uniform widths
+    would use it (as far as that can be). Saliencies below 0 are shifted to 0 for that.
 
     ``"threshold"``: all blocks at and above one global threshold are kept, the lowest threshold
     that stays within every limit. Then the blocks below it are offered, in descending order, what
