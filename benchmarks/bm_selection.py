@@ -1,4 +1,4 @@
-"""Seconds of one selection among some 50,000 units, for both allocations, on one thread.
+"""Seconds of one selection among some 50,000 units, for each allocation, on one thread.
 
     python -m benchmarks.bm_selection [--networks resnet152 ...] [--repeats 5] [--output FILE]
 
