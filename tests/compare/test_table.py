@@ -32,7 +32,8 @@ def test_a_committed_table_has_all_methods(path: Path) -> None:
         for widen, name in ((1.0, criterion), (2.0, f"{criterion}, widened")):
             assert settings[name]["criterion"] == criterion and settings[name]["widen"] == widen
             assert settings[name]["weights"] == "fresh"
-    assert {"baseline", "uniform", "random"} <= set(found.references)
+    control = "uniform, generated weights"
+    assert found.references == ("baseline", "uniform", "random", control)
     seeds = [run.seed for run in plan([found], "validation")]
     assert seeds == sorted(seeds) and len(set(seeds)) >= 3
 
