@@ -8,12 +8,13 @@ from lwdna.blocks import Blocks, Floats
 from lwdna.channels import Ids
 
 #: Rounds of tilting, at most; the share of the wanted use that is as good as all of it, the gain
-#: in the use of the least used limit that is worth a tilt, and the widest tilt between two
-#: classes (a class may cost nothing in one of the metrics).
+#: in the use of the least used limit that is worth a tilt, the widest tilt between two classes (a
+#: class may cost nothing in one of the metrics), and the difference below which they cost alike.
 TILTS = 40
 USED_UP = 0.99
 WORTH_TILTING = 0.002
 STEEPEST = 1e4
+ALIKE = 1e-9
 #: Rounds of pricing per starting point, at most; rounds without progress that end them, and the
 #: share of the best saliency that counts as progress (each round halves what is left to gain).
 ROUNDS = 24
@@ -110,7 +111,7 @@ def balanced(blocks: Blocks) -> tuple[Ids, float | None]:
     """
     levels, cut = threshold(blocks)
     tilts = _tilts(blocks)
-    if not tilts.any():
+    if not tilts.size or np.ptp(tilts, axis=1).max() < ALIKE:
         return levels, cut
     wanted = _use(blocks, _uniform(blocks))
     worth = blocks.mean - min(0.0, blocks.mean.min(initial=0.0))
